@@ -1,0 +1,3 @@
+from superd.cli.superd import main
+
+main()

@@ -1,0 +1,1 @@
+"""The two command lines, superd(8) and superctl(1)."""

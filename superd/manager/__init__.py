@@ -1,0 +1,1 @@
+"""Role three: decides. The only code that awaits, and the only code that logs."""

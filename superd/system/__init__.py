@@ -1,0 +1,1 @@
+"""System calls: sync, one concern per file, no trio, no logging. Siblings do not import each other."""

@@ -1,0 +1,94 @@
+"""What every test gets: it ends as it began, and a missing program is a reason, not a surprise."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+pytest_plugins = ["plugin_superd"]
+
+
+def require(program: str) -> str:
+    """The path of `program`; the test is skipped where it is not installed, and fails there when CI=true.
+
+    CI installs everything (.ci/run), so a skip there would be a test that nobody runs. Looked for in PATH, where
+    daemons live, which an ordinary user's PATH does not have, and beside the Python that runs the tests.
+    """
+    beside = os.path.dirname(sys.executable)
+    search = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin", beside])
+    if found := shutil.which(program, path=search):
+        return found
+    missing(f"{program} is not installed")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip for want of something that CI has; fail when CI=true."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}, and CI=true", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(name="require")
+def require_fixture() -> Callable[[str], str]:
+    return require
+
+
+def open_fds() -> set[str]:
+    """What this process has open, as `fd -> target` lines."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:  # the one listdir had open
+            continue
+    return found
+
+
+def children() -> set[int]:
+    """Pids of the children of every thread of this process, zombies too (proc(5), task/[tid]/children)."""
+    found: set[int] = set()
+    for path in Path("/proc/self/task").glob("*/children"):
+        try:
+            found.update(map(int, path.read_text().split()))
+        except FileNotFoundError:
+            pass  # a thread that has just ended
+    return found
+
+
+@pytest.fixture(autouse=True)
+def ends_as_it_began() -> Iterator[None]:
+    """No fd more than before, no child left, the same directory, umask and environment."""
+    before = open_fds(), children(), os.getcwd(), dict(os.environ)
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield
+    if open_fds() - before[0]:
+        gc.collect()  # objects in reference cycles that own fds: a ResourceWarning, and so an error, of its own
+    leaked, left = open_fds() - before[0], children() - before[1]
+    now = os.umask(umask)
+    os.umask(umask)
+    problems = [f"open fds: {', '.join(sorted(leaked))}"] if leaked else []
+    problems += [f"children: {', '.join(map(describe, sorted(left)))}"] if left else []
+    problems += [f"umask {now:04o}, was {umask:04o}"] if now != umask else []
+    problems += [f"working directory {os.getcwd()}, was {before[2]}"] if os.getcwd() != before[2] else []
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    changed = sorted({name for name, _ in environment.items() ^ before[3].items()} - {"PYTEST_CURRENT_TEST"})
+    problems += [f"environment: {', '.join(changed)}"] if changed else []
+    if problems:
+        pytest.fail("the test left behind: " + "; ".join(problems), pytrace=False)
+
+
+def describe(pid: int) -> str:
+    """`pid (name, state)`, as far as it can still be told."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
+    except OSError:
+        return str(pid)
+    return f"{pid} ({name}, {rest.split()[0]})"
