@@ -1,0 +1,274 @@
+"""Role two: starts the processes of connections, in one execution context that it entered once, for good.
+
+A connection costs one vfork and exec here and nothing else: identity, limits and directories were settled before
+the first order. A user that the context runs as can kill this process and nothing more; the manager then asks
+the keeper for another.
+
+The spawner outlives managers. It keeps the read end of each child's log pipe so that a child never gets SIGPIPE
+because a manager died, and hands them to the next one, which asks for them with "list".
+
+Order of the loop: take orders, reap, report. Reports of starts wait two milliseconds for company: a service that
+is done by then costs the manager one wake-up instead of two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from typing import Any, NoReturn
+
+from superd.core import messages, plan
+from superd.core.messages import EXITED, FAILED, STAGES, STARTED, pack_record
+from superd.core.plan import Program
+from superd.core.spec import Context
+from superd.system import children, context, fdpass, process
+
+_LINGER_MS = 2
+_REPORTS_AT_ONCE, _REPORTS_PER_PACKET = 16, 64
+_CREDENTIALS = struct.Struct("iII")  # struct ucred
+_OF_EACH_CHILD = ("cpu", "as", "data", "stack", "fsize", "nofile")
+
+Limit = tuple[str, int, int | None]
+
+
+@dataclasses.dataclass(slots=True)
+class _Child:
+    connection: int
+    service: str
+    peer: str  # for people
+    started: float  # CLOCK_MONOTONIC
+    log: int | None  # our copy of the read end
+
+
+class Spawner:
+    """The loop. `channel` is the spawner's end; blocking, because a report must not be lost."""
+
+    def __init__(self, channel: socket.socket, user_environment: dict[str, str], limits: list[Limit]) -> None:
+        self.channel = channel
+        self.user_environment = user_environment
+        self.limits = limits
+        self.programs: dict[int, tuple[Program, dict[str, str], children.Launcher]] = {}
+        self.children: dict[int, _Child] = {}
+        self.pids: dict[int, int] = {}  # connection -> pid
+        self.null = children.Null()
+        self.reports: list[bytes] = []
+        self.waiting: dict[int, list[tuple[bytes, list[int]]]] = {}  # orders for programs not known yet
+        self.urgent = False  # something that is not to wait for company
+
+    def run(self) -> NoReturn:
+        # Caught, not ignored: exec resets what is caught and would pass on what is ignored (E5).
+        for signo in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(signo, lambda *_: None)
+        ended = children.watch_for_ends()
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        while True:
+            # What is there already comes first: while there are orders, reports gather.
+            ready = poll.poll(None if not self.reports else 0 if self.urgent else _LINGER_MS)
+            for fd, _ in ready:
+                if fd == ended:
+                    os.read(ended, children.END_BYTES)
+                    self._reap()
+                else:
+                    self._take_order()
+            if self.reports and (not ready or len(self.reports) >= _REPORTS_AT_ONCE):
+                self._report()
+
+    def _report(self) -> None:
+        for i in range(0, len(self.reports), _REPORTS_PER_PACKET):
+            self.channel.send(b"".join(self.reports[i : i + _REPORTS_PER_PACKET]), socket.MSG_NOSIGNAL)
+        self.reports.clear()
+        self.urgent = False
+
+    def _reap(self) -> None:
+        for pid, status in children.reap(self.children):
+            child = self.children.pop(pid, None)
+            if child is None:
+                continue
+            del self.pids[child.connection]
+            if child.log is not None:
+                os.close(child.log)
+            self.reports.append(pack_record(EXITED, child.connection, pid, status))
+            self.urgent = True
+
+    def _take_order(self) -> None:
+        try:
+            data, fds = fdpass.receive(self.channel)
+        except fdpass.CutMessage as error:
+            if error.data[:1] == messages.GO:
+                self._failed(messages.unpack_go(error.data)[0], "descriptors", error.errno or 0)
+            return
+        kind = data[:1]
+        if kind == messages.GO:
+            self._go(data, fds)
+        elif kind == messages.SIGNAL:
+            connection, signo, group = messages.unpack_signal(data)
+            pid = self.pids.get(connection)
+            if pid is not None:
+                with contextlib.suppress(PermissionError):  # it changed its uid: the manager sees to it
+                    children.signal_child(pid, signo, group=group)
+        elif not data:
+            os._exit(0)  # keeper and manager are gone; the children go on by themselves
+        else:
+            self._take_text(messages.unpack(data))
+
+    def _take_text(self, order: dict[str, Any]) -> None:
+        if order["kind"] == "program":
+            program = Program.from_json(order["program"])
+            base = {**program.base_environment, **self.user_environment, **program.environment}
+            self._forget(order["id"])
+            self.programs[order["id"]] = (program, base, children.Launcher(program, base, self.null))
+            for data, fds in self.waiting.pop(order["id"], []):
+                self._go(data, fds)
+        elif order["kind"] == "forget":
+            self._forget(order["id"])
+        elif order["kind"] == "list":
+            self._list()
+        elif order["kind"] == "sync":
+            self._report()
+            fdpass.send(self.channel, messages.pack("synced"))
+        elif order["kind"] == "quit" and not self.children:
+            os._exit(0)
+
+    def _forget(self, number: int) -> None:
+        known = self.programs.pop(number, None)
+        if known is not None:
+            known[2].close()
+
+    def _list(self) -> None:
+        """Every live child, as many to a packet as fds fit; then "listed"."""
+        self._report()
+        rows = list(self.children.items())
+        for i in range(0, len(rows), fdpass.MAX_FDS):
+            part = rows[i : i + fdpass.MAX_FDS]
+            listed = [
+                [child.connection, pid, child.service, child.peer, child.started, child.log is not None]
+                for pid, child in part
+            ]  # fmt: skip
+            fds = [child.log for _, child in part if child.log is not None]
+            fdpass.send(self.channel, messages.pack("children", rows=listed), fds)
+        fdpass.send(self.channel, messages.pack("listed", programs=list(self.programs)))
+
+    def _go(self, data: bytes, fds: list[int]) -> None:
+        """Start one connection's process. fds: the connection, then write and read end of its log pipe."""
+        connection, number, flags, peer = messages.unpack_go(data)
+        if number not in self.programs:  # the spawner before us was killed; the manager is about to tell
+            self.waiting.setdefault(number, []).append((data, fds))
+            return
+        log = log_reader = None
+        if flags & messages.HAS_LOG:
+            log_reader = fds.pop()
+            log = fds.pop()
+        stage, error, pid = "", 0, 0
+        try:
+            program, base, launcher = self.programs[number]
+            variables, text = connection_facts(fds[0], peer)
+            variables["SUPERD_CONNECTION"] = messages.format_connection(connection)
+            if program.names or self.limits:
+                pid, report = children.fork_exec(program, {**base, **variables}, fds, log, self._prepare)
+                failure = children.start_failure(report)
+                if failure is not None:
+                    stage, error = failure.stage, failure.errno
+            else:
+                pid = launcher.start(variables, fds[0], log)
+        except children.StartError as failure:
+            stage, error = failure.stage, failure.errno
+        # Our copies: the client must see EOF as soon as the process has closed its own (E3).
+        fdpass.close_all(fds)
+        if log is not None:
+            os.close(log)
+        if pid and not stage:
+            self.children[pid] = _Child(connection, program.service, text, time.monotonic(), log_reader)
+            self.pids[connection] = pid
+            self.reports.append(pack_record(STARTED, connection, pid))
+        else:
+            self._failed(connection, stage, error)
+            if log_reader is not None:
+                os.close(log_reader)
+
+    def _failed(self, connection: int, stage: str, error: int) -> None:
+        self.reports.append(pack_record(FAILED, connection, 0, error, STAGES.index(stage)))
+        self.urgent = True
+
+    def _prepare(self) -> tuple[dict[str, str], int | None]:
+        """In a forked child."""
+        inode = process.pidfd_inode()
+        process.reset_signals()
+        try:
+            for name, soft, hard in self.limits:
+                context.set_limit(name, soft, hard)
+        except context.ContextError as error:
+            raise children.StartError(error.stage, error.errno or 0, error.detail) from None
+        return {}, inode
+
+
+def connection_facts(fd: int, peer: bytes) -> tuple[dict[str, str], str]:
+    """(variables of this connection, peer for people). `peer` as messages.Go has it; no IP for a UNIX client."""
+    remote, port, number, *local = peer.decode().split("\0")
+    facts = {"number": number, "remote": remote, "remote_port": port}
+    text = f"[{remote}]:{port}" if ":" in remote else f"{remote}:{port}"
+    if local:
+        facts["local"], facts["local_port"] = local
+        return plan.connection_environment("tcp", facts), text
+    try:
+        with _Borrowed(fileno=fd) as sock:
+            if sock.family == socket.AF_UNIX:
+                return plan.connection_environment("unix", _unix_facts(sock, facts)), facts["text"]
+            if sock.family == socket.AF_VSOCK:
+                return plan.connection_environment("vsock", facts), f"vsock:{text}"
+            address, local_port = sock.getsockname()[:2]
+            # An IPv4 client of a dual-stack listener (A8).
+            facts["local"] = address.removeprefix("::ffff:") if "." in address else address
+            facts["local_port"] = str(local_port)
+    except OSError:
+        pass  # the client has gone: the service starts all the same, and sees EOF
+    return plan.connection_environment("tcp", facts), text
+
+
+class _Borrowed(socket.socket):
+    """A socket object around an fd that stays its owner's."""
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+def _unix_facts(sock: socket.socket, facts: dict[str, str]) -> dict[str, str]:
+    """SO_PEERCRED as of connect(2), and the peer's own name where it has a printable one."""
+    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    facts |= {"uid": str(uid), "gid": str(gid), "text": f"pid {pid} uid {uid}"}
+    with contextlib.suppress(OSError):
+        name = sock.getpeername()
+        path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) and name else name
+        if isinstance(path, str) and path and path.isprintable():
+            facts["path"] = path
+    return facts
+
+
+def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int]) -> NoReturn:
+    """Enter the context, say so, serve until told to go. The caller has forked and closed what is not ours."""
+    process.set_name("superd-spawner")
+    process.reset_signals()
+    os.setsid()
+    # What counts against a process over its whole life, or would starve the spawner, is set in each child.
+    late = [limit for limit in wanted.rlimits if limit[0] in _OF_EACH_CHILD]
+    early = tuple(limit for limit in wanted.rlimits if limit[0] not in _OF_EACH_CHILD)
+    try:
+        entered = context.enter(dataclasses.replace(wanted, rlimits=early), nofile=nofile)
+    except context.ContextError as error:
+        fdpass.send(channel, messages.pack("refused", stage=error.stage, errno=error.errno, text=str(error)))
+        os._exit(1)
+    gc.freeze()
+    gc.disable()  # nothing here makes cycles; a collection would copy pages shared with the keeper
+    try:
+        fdpass.send(channel, messages.pack("entered", uid=entered.uid, gid=entered.gid))
+        Spawner(channel, context.user_environment(entered), late).run()
+    except ConnectionError:
+        os._exit(0)  # keeper and manager are gone, or do not want us any more; the children go on by themselves
