@@ -1,0 +1,126 @@
+"""Entry of the manager role: take what the keeper has, read the configuration or adopt the one in force, run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from superd.core import schema
+from superd.core.machine import Remembered
+from superd.core.problems import Problem, format_problems
+from superd.core.schema import SourceFile
+from superd.core.spec import Snapshot
+from superd.manager.control import ControlServer, control_address
+from superd.manager.keeperlink import Inheritance, KeeperLink
+from superd.manager.logs import Log, Sink, wants_colour
+from superd.manager.supervisor import Supervisor
+from superd.system import configdir, process
+
+if TYPE_CHECKING:
+    from superd.keeper import Options
+
+EX_CONFIG = 78
+
+
+def main(channel: socket.socket, options: Options, nofile: tuple[int, int]) -> int:
+    """In the child that the keeper forked. The keeper exits when it is told to; this status is for its eyes."""
+    process.set_name("superd-manager")
+    with contextlib.suppress(OSError):
+        os.setsid()  # ^C on superd's terminal is the keeper's to hear
+    for signo in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signo, signal.SIG_IGN)  # errors of the write, not the end of the manager
+    for signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signo, signal.SIG_IGN)  # meant for the keeper, which passes them on as messages
+    keeper = KeeperLink(channel)
+    inheritance = keeper.receive_inheritance()
+    snapshot, problems = _load(inheritance, options, keeper)
+    log = _make_log(snapshot, options)
+    if not inheritance.up:
+        _report(problems, log, options.log or snapshot.daemon.log)
+        if options.strict and any(problem.is_error for problem in problems):
+            log.message("cannot start: the configuration has errors, and --strict was given", level="err")
+            log.flush()
+            keeper.finish(EX_CONFIG)
+            return EX_CONFIG
+        assumed = [spec.name for spec in snapshot.services.values() if spec.user_assumed and spec.enabled]
+        if assumed:
+            log.message(
+                f"no `user` in the file, so superd runs it as the user nobody: {', '.join(assumed)}", level="notice"
+            )
+    supervisor = Supervisor(
+        snapshot, keeper, log, inheritance, nofile_soft=nofile[0], runtime_directory=_runtime_directory(inheritance)
+    )
+    supervisor.strict = options.strict
+    supervisor.form = options.log or snapshot.daemon.log
+    supervisor.control = ControlServer(
+        supervisor, control_address(options.control, snapshot.daemon.control, os.environ)
+    )
+    status: int = trio.run(supervisor.run)
+    keeper.finish(status)
+    return status
+
+
+def _load(inheritance: Inheritance, options: Options, keeper: KeeperLink) -> tuple[Snapshot, list[Problem]]:
+    """The configuration as it is, or as it was when the one in force was read: a manager that follows another must
+    not pick up a change that nobody has asked for, of the files or of the machine."""
+    held = inheritance.held.get("sources")
+    if held:
+        stored = json.loads(os.pread(held[0], os.fstat(held[0]).st_size, 0))
+        files = [SourceFile(path, data.encode("latin-1"), role, name) for path, data, role, name in stored["files"]]
+        problems = [Problem(**problem) for problem in stored["problems"]]
+        machine = Remembered(configdir.RealMachine(), stored["answers"])
+    else:
+        paths = options.config or configdir.default_config_paths(os.environ, os.geteuid())
+        files, problems = configdir.read(paths)
+        machine = Remembered(configdir.RealMachine())
+    is_root = os.geteuid() == 0
+    snapshot, found = schema.load(files, machine=machine, environ=os.environ, is_root=is_root, problems=problems)
+    if not held:
+        rows = [[file.path, file.data.decode("latin-1"), file.role, file.name] for file in files]
+        said = [dataclasses.asdict(problem) for problem in problems]
+        memfd = os.memfd_create("superd-sources", os.MFD_CLOEXEC)
+        with open(memfd, "wb") as file:
+            file.write(json.dumps({"files": rows, "problems": said, "answers": machine.answers}).encode())
+            file.flush()
+            keeper.send("store", [memfd], name="sources")
+    return snapshot, found
+
+
+def _make_log(snapshot: Snapshot, options: Options) -> Log:
+    form = options.log or snapshot.daemon.log
+    return Log(Sink(2), form, snapshot.daemon.log_level, colour=wants_colour(2, os.environ))
+
+
+def _report(problems: list[Problem], log: Log, form: str) -> None:
+    """For people in the caret form, before there is a loop that could be held up; for programs one record each."""
+    if form != "text":
+        for problem in problems:
+            where = f"{problem.path}:{problem.line}" if problem.line else problem.path
+            level = "err" if problem.is_error else "warning"
+            text = format_problems([problem], "short").strip()
+            log.record("message", text, level=level, service=problem.service, file=where)
+    elif problems:
+        with contextlib.suppress(OSError):
+            os.write(2, format_problems(problems, "full").encode(errors="replace"))
+
+
+def _runtime_directory(inheritance: Inheritance) -> str:
+    """Where superd's own sockets stand. The first that can be had; a private one below /tmp at last (D14)."""
+    own = os.environ.get("XDG_RUNTIME_DIR")
+    candidates = ["/run/superd"] if os.geteuid() == 0 else [f"{own}/superd"] if own else []
+    for path in (*candidates, f"/tmp/superd-{os.geteuid()}-{os.getppid()}"):
+        try:
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            found = os.lstat(path)
+        except OSError:
+            continue
+        if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and os.access(path, os.W_OK):
+            return path
+    return "/run/superd"

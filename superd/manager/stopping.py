@@ -1,0 +1,119 @@
+"""Which processes belong to which service, and how all of them are ended.
+
+A service's processes are those superd started for it, their descendants and sessions, and those that left all of that
+(setsid, double fork) but still carry the service's name in their environment. What has cleared even that belongs to no
+service; the end of superd takes it along, because superd is its subreaper (G6).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from superd.system import process, tree
+
+if TYPE_CHECKING:
+    from superd.manager.service import Service
+    from superd.manager.supervisor import Supervisor
+
+FINAL_WAIT_S = 5.0  # after KILL: what is left then is unkillable, and superd goes on (G11)
+
+
+class Processes:
+    """Everything below the keeper that is not superd itself."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
+        self._seen: dict[str, list[tree.Process]] | None = None
+
+    def forget(self) -> None:
+        """What was seen is of this turn; the next one looks again."""
+        self._seen = None
+
+    def all(self) -> list[tree.Process]:
+        own = {os.getpid(), *(member.pid for member in self.supervisor.spawners.by_id.values())}
+        return [row for row in tree.below(os.getppid()) if row.pid not in own and not row.zombie]
+
+    def by_service(self) -> dict[str, list[tree.Process]]:
+        """Live processes by service name, "" for those that nothing names. One look at /proc serves a whole turn."""
+        if self._seen is None:
+            services = self.supervisor.services
+            mains = {pid: service.name for service in services.values() for pid in service.mains()}
+            owners: dict[int, str] = {}
+            self._seen = {}
+            for row in self.all():  # parents come before their children
+                owner = mains.get(row.pid) or owners.get(row.parent) or mains.get(row.session)
+                if not owner:
+                    owner = tree.environment_value(row.pid, "SUPERD_SERVICE") or ""
+                    owner = owner if owner in services else ""
+                owners[row.pid] = owner
+                self._seen.setdefault(owner, []).append(row)
+        return self._seen
+
+    def of(self, service: Service) -> list[tree.Process]:
+        return self.by_service().get(service.name, [])
+
+    def look_again(self, service: Service) -> list[tree.Process]:
+        self.forget()
+        return self.of(service)
+
+    def tell_rest(self, service: Service, signo: int) -> None:
+        """Signal what a service has besides its main processes' groups, which their parents signal."""
+        mains = set(service.mains())
+        for row in self.of(service):
+            if row.group not in mains:
+                _send(row, signo)
+
+    async def end_all(self, service: Service) -> None:
+        """Stop signal, time, KILL, as `kill_mode` says; returns when nothing is left or nothing more can be done."""
+        spec = service.spec
+        for signo, limit_s in ((spec.stop_signal, spec.stop_timeout_s), (signal.SIGKILL, FINAL_WAIT_S)):
+            told = {(row.pid, row.started) for row in self.look_again(service)}
+            service.tell_mains(signo)
+            if spec.kill_mode == "tree":
+                self.tell_rest(service, signo)
+            with trio.move_on_after(float("inf") if limit_s is None else limit_s):
+                while service.busy():
+                    await service.changed.wait()
+                if spec.kill_mode == "tree":
+                    await self.end(lambda: self.look_again(service), signo, told)
+                return
+            left = len(self.look_again(service))
+            service.error(f"{left} processes did not stop within {limit_s:g} s; killing them", level="warning")
+
+    async def end(
+        self, find: Callable[[], list[tree.Process]], signo: int, told: set[tuple[int, int]] | None = None
+    ) -> None:
+        """Signal each process that `find` finds, once, until it finds no more. `told`: (pid, start) of who knows."""
+        told = set() if told is None else told
+        while found := find():
+            for row in found:
+                if (row.pid, row.started) not in told:
+                    told.add((row.pid, row.started))
+                    _send(row, signo)
+            for row in found:
+                fd = process.open_pidfd(row.pid)
+                if fd is not None:
+                    try:
+                        await trio.lowlevel.wait_readable(fd)
+                    finally:
+                        os.close(fd)
+            await trio.sleep(0)
+
+
+def _send(row: tree.Process, signo: int) -> None:
+    """Through a pidfd, and only if the pid is still the process that was seen (F15)."""
+    fd = process.open_pidfd(row.pid)
+    if fd is None:
+        return
+    try:
+        if tree.started(row.pid) == row.started:
+            process.signal_by_pidfd(fd, signo)
+            if signo == signal.SIGTERM:
+                process.signal_by_pidfd(fd, signal.SIGCONT)  # a stopped process does not act on TERM (G10)
+    finally:
+        os.close(fd)
