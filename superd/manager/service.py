@@ -17,6 +17,7 @@ import socket
 import struct
 import termios
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class Statistics:
     note: str
 
 
-class Service:
+class Service(ABC):
     """What every service has: a spec, a wish, a state, listeners, counters, and its last endings."""
 
     def __init__(self, supervisor: Supervisor, spec: ServiceSpec) -> None:
@@ -146,38 +147,41 @@ class Service:
 
     # -- what the modes do differently
 
+    @abstractmethod
     def begin(self) -> None:
         """The daemon is up: wait for traffic, or start."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _listeners_changed(self) -> None:
-        raise NotImplementedError
+        """A listener has been bound, or bound anew."""
 
+    @abstractmethod
     def ask_start(self) -> None:
         """The operator's wish; `state` follows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ask_stop(self) -> None:
-        raise NotImplementedError
+        """Wish it down and end what runs; clients who come now wait in the backlog."""
 
+    @abstractmethod
     def ask_restart(self) -> None:
-        raise NotImplementedError
+        """End what runs and begin again; the listeners stay."""
 
+    @abstractmethod
     def mains(self) -> list[int]:
         """Pids of the processes that superd itself started and that live."""
-        raise NotImplementedError
 
     def count(self) -> int:
         """Live processes, or connections."""
         return len(self.mains())
 
+    @abstractmethod
     def tell_mains(self, signo: int) -> None:
         """Signal them, or their groups, through their parent: only that knows that the pid is still theirs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def busy(self) -> bool:
         """Whether there is a process, or one on its way."""
-        raise NotImplementedError
 
     def is_stopped(self) -> bool:
         return self.state in (State.STOPPED, State.DISABLED, State.DONE, State.FAILED) and not self.busy()
