@@ -461,6 +461,8 @@ class _Reader(Kinds):
             if (uid := self.uid_of(user)) is None:
                 self.wrong((), "missing-key", 'there is no user "nobody" on this machine: `user` must say who it is')
                 return None
+        elif not got.get("enabled", True):
+            uid = self.machine.uid  # who cannot be had here matters when it is started
         else:
             uid = self.machine.uid
             refused = "superd is not root and cannot become"

@@ -725,3 +725,10 @@ def test_no_values_crash_the_loader(tree: dict[str, object], is_root: bool) -> N
     snapshot, problems = load_all({"git.toml": text}, is_root=is_root)
     assert ("git" in snapshot.services) != ("git" in snapshot.broken)
     assert all(p.line for p in problems if p.code not in ("missing-key", "empty"))
+
+
+def test_a_disabled_service_may_want_what_cannot_be_had_here() -> None:  # E9
+    """It keeps what it asked for, so that starting it by hand fails instead of running it as somebody else."""
+    disabled = service(BOTH + 'user = "root"\nenabled = false\n', is_root=False)
+    assert disabled.context.user == "root"
+    assert complaints(BOTH + 'user = "root"\n', is_root=False)
