@@ -155,6 +155,15 @@ class Sink:
             return self._retry_at
         return self._next_report_at
 
+    def finish(self, limit_s: float) -> None:
+        """superd is ending, and nothing else can be held up: wait for a slow reader, but not for ever."""
+        deadline = self._clock() + limit_s
+        while (fd := self.wants_writable()) is not None and (rest_s := deadline - self._clock()) > 0:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll(rest_s * 1000)
+            self.flush()
+
     def close(self) -> None:
         """Drop what waits and close the descriptors of our own."""
         self._give_up()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from superd.keeper import Options
 
 EX_CONFIG = 78
+_LAST_RECORDS_S = 1.0
 
 
 def main(channel: socket.socket, options: Options, nofile: tuple[int, int]) -> int:
@@ -63,6 +64,8 @@ def main(channel: socket.socket, options: Options, nofile: tuple[int, int]) -> i
         supervisor, control_address(options.control, snapshot.daemon.control, os.environ)
     )
     status: int = trio.run(supervisor.run)
+    log.flush()
+    log.sink.finish(_LAST_RECORDS_S)
     keeper.finish(status)
     return status
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -833,3 +834,27 @@ def test_a_flood_does_not_grow_the_process(files):  # L3, X18
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_end_waits_for_a_slow_reader_but_not_for_ever() -> None:  # L2, L9
+    reader, writer = os.pipe()
+    sink = Sink(writer)
+    for number in range(5000):
+        sink.write(f"{number:0100}")
+    sink.flush()
+    assert sink.wants_writable() is not None
+    sink.finish(0.01)  # nobody reads
+    found = bytearray()
+
+    def read() -> None:
+        while chunk := os.read(reader, 4096):
+            found.extend(chunk)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    sink.finish(30)
+    sink.close()
+    os.close(writer)
+    thread.join()
+    os.close(reader)
+    assert found.count(b"\n") == 5000 and found.endswith(b"4999\n")
