@@ -26,7 +26,7 @@ from superd.core.spec import ServiceSpec
 from superd.core.values import format_rate
 from superd.manager.listeners import Listener
 from superd.manager.logs import OutputReader
-from superd.manager.service import _LAST_WORDS_S, Service, explain_start
+from superd.manager.service import Service, explain_start
 from superd.manager.spawners import Pool, Spawner
 from superd.system import sockets, tree
 
@@ -102,7 +102,7 @@ class ConnectionService(Service):
     def ask_stop(self) -> None:
         """Stop accepting and end what runs; clients who come now wait in the backlog (O8)."""
         self.wish_up = False
-        self._unwatch()
+        self.unwatch()
         if self.state is not State.DISABLED:
             self._end()
 
@@ -110,7 +110,7 @@ class ConnectionService(Service):
         """End what runs, and read the environment file anew; the listeners stay."""
         self.enable()
         self.wish_up = True
-        self._unwatch()
+        self.unwatch()
         self._end()
 
     def _end(self) -> None:
@@ -141,17 +141,13 @@ class ConnectionService(Service):
                 listener.socket.setblocking(False)  # ours alone: a service gets connections, not this (A16)
                 self.listeners.watch_one(listener, functools.partial(self._readable, listener))
 
-    def _unwatch(self) -> None:
-        for listener in self.listeners.open:
-            self.listeners.unwatch(listener)
-
     def _readable(self, listener: Listener, events: int) -> None:
         """Accept one connection and hand it to a spawner."""
         admission = self.admission
         now = time.monotonic()
         if admission.full:
             if admission.limits.on_full == "wait":
-                return self._unwatch()  # clients wait in the kernel's queue until a place is free
+                return self.unwatch()  # clients wait in the kernel's queue until a place is free
             return self._refuse_one(listener, "full")
         if admission.rate is not None and (wait_s := admission.rate.wait_s(now)):
             return self._wait_for_rate(admission.rate, wait_s)
@@ -159,7 +155,7 @@ class ConnectionService(Service):
         assert pool is not None
         spawner = pool.pick()
         if spawner is None:
-            return self._unwatch()  # until spawner_available
+            return self.unwatch()  # until spawner_available
         if self.program_id not in spawner.programs:
             pool.register(spawner, self)
         number = self.supervisor.next_connection()
@@ -174,13 +170,8 @@ class ConnectionService(Service):
         except OSError as error:
             return self._not_accepted(listener, error)
         # From here to the hand-over a killed manager loses this connection: nothing that can wait.
-        host = raw[0] if type(raw) is tuple and raw else ""
-        if host == "":
-            peer, source = "\0\0", ""
-        else:
-            if type(host) is str and host.startswith("::ffff:") and "." in host:
-                host = host[7:]  # an IPv4 client on a dual-stack listener (A8)
-            peer, source = f"{host}\0{raw[1]}\0", str(host)
+        host = _host(raw)
+        peer, source = ("\0\0", "") if host == "" else (f"{host}\0{raw[1]}\0", str(host))
         if admission.limits_sources:
             source = _source(fd, source)
         verdict = admission.admit(source, now)
@@ -214,7 +205,7 @@ class ConnectionService(Service):
 
     def _wait_for_rate(self, window: Window, wait_s: float) -> None:
         """Stop accepting until the window has room; clients wait in the backlog, and nobody has to do anything."""
-        self._unwatch()
+        self.unwatch()
         if not self.note:
             self.note = f"waiting: rate {format_rate(window.rate)}, room in {wait_s:.1f} s"
             self.error(self.note, level="warning")
@@ -255,10 +246,8 @@ class ConnectionService(Service):
     def _refuse(self, fd: int, raw: Any, why: str) -> None:
         """Tell the client, if there is something to tell, and close. Nothing of it stays (B6)."""
         self.refused += 1
-        host = raw[0] if type(raw) is tuple else ""
-        if type(host) is str and "." in host:
-            host = host.removeprefix("::ffff:")  # A8
-        text = _peer_text(host, raw) if host != "" else _unix_peer_text(fd)
+        host = _host(raw)
+        text = _unix_peer_text(fd) if host == "" else _peer_text(host, raw)
         with socket.socket(fileno=fd) as conn:
             if self.spec.limits.refuse_message:
                 try:
@@ -279,7 +268,7 @@ class ConnectionService(Service):
 
     def context_refused(self, reason: str) -> None:
         """The execution context cannot be entered: nothing is started, and least of all outside of it (E9)."""
-        self._unwatch()
+        self.unwatch()
         self._held_back = True
         self.note = f"cannot enter its context: {reason}"
         self.error(f"{self.note}; clients wait, trying again in {self._refused_delay_s:.1f} s")
@@ -315,13 +304,8 @@ class ConnectionService(Service):
         assert row.log_fd is not None
         reader = row.reader = OutputReader(row.log_fd, self.log, self.name, row.pid, row.name)
         row.log_fd = None
-        self.supervisor.watch.add(reader.fileno(), lambda _: None if reader.readable() else self._close_reader(reader))
+        self.supervisor.watch.add(reader.fileno(), lambda _: None if reader.readable() else self.close_reader(reader))
         return reader
-
-    def _close_reader(self, reader: OutputReader) -> None:
-        if reader.fileno() >= 0:
-            self.supervisor.watch.remove(reader.fileno())
-            reader.close()
 
     def failed(self, connection: int, stage: str, errno: int) -> None:
         row = self.connections[connection]
@@ -340,11 +324,7 @@ class ConnectionService(Service):
         if row.log_fd is not None:
             self._last_words(row)
         elif row.reader is not None and row.reader.fileno() >= 0:
-            reader = row.reader
-            if reader.drain():
-                self._close_reader(reader)
-            else:
-                self.supervisor.timers.after(_LAST_WORDS_S, lambda: self._close_reader(reader))
+            self.finish_reader(row.reader)
         ending = self.record_exit(
             pid or row.pid, status, time.monotonic() - row.started,
             connection=row.name, peer=row.peer,
@@ -360,11 +340,7 @@ class ConnectionService(Service):
             os.close(row.log_fd)
             row.log_fd = None
             return
-        reader = self._open_reader(row)
-        if reader.drain():
-            self._close_reader(reader)
-        else:
-            self.supervisor.timers.after(_LAST_WORDS_S, lambda: self._close_reader(reader))
+        self.finish_reader(self._open_reader(row))
 
     def _release(self, row: Connection) -> None:
         """The place is free, whatever became of the process (A6)."""
@@ -457,6 +433,15 @@ class ConnectionService(Service):
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
+
+
+def _host(raw: Any) -> str | int:
+    """The peer's address from accept(2): a vsock CID is a number, a UNIX client has "". An IPv4 client of a dual-stack
+    listener is an IPv4 client (A8)."""
+    host: str | int = raw[0] if type(raw) is tuple and raw else ""
+    if type(host) is str and host.startswith("::ffff:") and "." in host:
+        return host[7:]
+    return host
 
 
 def _peer_text(host: str | int, raw: Any) -> str:

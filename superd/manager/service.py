@@ -145,6 +145,22 @@ class Service(ABC):
             raise ValueError(f"socket {error} is not open") from None
         return plan.plan_program(spec, argv, variables, own_environment, bound)
 
+    def unwatch(self) -> None:
+        for listener in self.listeners.open:
+            self.listeners.unwatch(listener)
+
+    def close_reader(self, reader: OutputReader) -> None:
+        if reader.fileno() >= 0:
+            self.supervisor.watch.remove(reader.fileno())
+            reader.close()
+
+    def finish_reader(self, reader: OutputReader) -> None:
+        """Its process has ended: last words first (L9); a descendant that holds the pipe gets a second (L6)."""
+        if reader.drain():
+            self.close_reader(reader)
+        else:
+            self.supervisor.timers.after(_LAST_WORDS_S, lambda: self.close_reader(reader))
+
     # -- what the modes do differently
 
     @abstractmethod
@@ -298,7 +314,7 @@ class ProcessService(Service):
         if self.window is not None:
             wait_s = self.window.wait_s(now)
             if wait_s:
-                self._unwatch()
+                self.unwatch()
                 self.note = f"waiting: rate {format_rate(self.window.rate)}, room in {wait_s:.1f} s"
                 self.error(self.note, level="warning")
                 self.supervisor.timers.after(wait_s, self._rate_has_room)
@@ -316,10 +332,6 @@ class ProcessService(Service):
     def _watch(self) -> None:
         for listener in self.listeners.open:
             self.listeners.watch_one(listener, functools.partial(self._traffic, listener))
-
-    def _unwatch(self) -> None:
-        for listener in self.listeners.open:
-            self.listeners.unwatch(listener)
 
     def _disarm(self) -> None:
         if self.timer is not None:
@@ -406,7 +418,7 @@ class ProcessService(Service):
 
     _effects: dict[Effect, Callable[[ProcessService], None]] = {  # noqa: RUF012 - a table, never changed
         Effect.WATCH: _watch,
-        Effect.UNWATCH: _unwatch,
+        Effect.UNWATCH: Service.unwatch,
         Effect.SPAWN: _spawn,
         Effect.TERM: _term,
         Effect.KILL: _kill,
@@ -435,7 +447,7 @@ class ProcessService(Service):
         self._not_started(explain_start(self.spec, stage, errno, detail))
 
     def _not_started(self, reason: str) -> None:
-        self._drop_reader(drain=True)
+        self._end_output()
         self.instance = None
         self._judge(Ending(failure=reason))
 
@@ -446,7 +458,7 @@ class ProcessService(Service):
         if not instance.running:
             return  # its exec failed: that report decides, and this is the shell of it
         self._read_notify()  # what it said before it ended comes first (I13)
-        self._drop_reader(drain=True)
+        self._end_output()
         ending = self.record_exit(pid, status, time.monotonic() - instance.started)
         ending = ending._replace(cause=instance.cause, left_traffic=self._left_traffic(ending.lived_s))
         self.instance = None
@@ -514,22 +526,12 @@ class ProcessService(Service):
 
     def _output(self, reader: OutputReader) -> None:
         if not reader.readable():
-            self._close_reader(reader)
+            self.close_reader(reader)
 
-    def _close_reader(self, reader: OutputReader) -> None:
-        if reader.fileno() >= 0:
-            self.supervisor.watch.remove(reader.fileno())
-            reader.close()
-
-    def _drop_reader(self, *, drain: bool) -> None:
-        """Last words first (L9); a descendant that holds the pipe gets a second (L6)."""
+    def _end_output(self) -> None:
         reader = self.instance.reader if self.instance else None
-        if reader is None or reader.fileno() < 0:
-            return
-        if drain and not reader.drain():
-            self.supervisor.timers.after(_LAST_WORDS_S, lambda: self._close_reader(reader))
-        else:
-            self._close_reader(reader)
+        if reader is not None and reader.fileno() >= 0:
+            self.finish_reader(reader)
 
     def _open_notify(self) -> None:
         if self.notify_socket is not None:
