@@ -441,13 +441,8 @@ def test_no_copy_of_a_connection_stays(superd: Superd) -> None:
     superd.start()
 
     def fd_counts() -> dict[int, int]:
-        """Without the channels of spawners, of which a busy moment may add one: both ends in the keeper, one here."""
-        pids = superd.pids()
-        return {
-            pid: len(os.listdir(f"/proc/{pid}/fd")) - ends * len(pids["superd-spawner"])
-            for role, ends in (("superd-keeper", 2), ("superd-manager", 1))
-            for pid in pids[role]
-        }
+        found, pids = superd.descriptors(), superd.pids()
+        return {pids[role][0]: len(next(iter(found[role]))) for role in ("superd-keeper", "superd-manager")}
 
     with superd.connect("cat") as first, superd.connect("cat") as second:
         for client in (first, second):
