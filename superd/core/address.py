@@ -46,11 +46,13 @@ def _parse(text: str, directory: str, port_of: PortOf) -> Address:
     if known in ("unix", "unix-dgram", "unix-seqpacket", "fifo"):
         return Address(known, path=_path(known, rest, directory))
     if known == "fd":
-        if not rest or ":" in rest or len(rest.encode(errors="replace")) > 255:
+        if not rest or ":" in rest or rest.startswith("//") or len(rest.encode(errors="replace")) > 255:
             raise ValueError("write fd:NAME, the name of a socket that superd was given (no `:`, at most 255 bytes)")
         return Address(known, path=rest)
     if known == "vsock":
         return _vsock(rest)
+    if known == "tcpmux":
+        return Address(known, path=_tcpmux(rest))
     host, port = _host_and_port(rest, known)
     return Address(known, host=_host(host, known, port), port=_port(port, known, port_of))
 
@@ -89,6 +91,14 @@ def _path(scheme: Scheme, path: str, directory: str) -> str:
     if size > limit:
         raise ValueError(f"the path has {size} bytes, and the kernel takes {limit} (unix(7)); write a shorter one")
     return path
+
+
+def _tcpmux(rest: str) -> str:
+    """Lower case: RFC 1078 makes no difference."""
+    name = rest.removeprefix("+")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name, re.A) or name.lower() == "help":
+        raise ValueError("write tcpmux:NAME or tcpmux:+NAME: a-z 0-9 . _ -, at most 63 characters, and not help")
+    return rest.lower()
 
 
 def _vsock(rest: str) -> Address:

@@ -38,6 +38,12 @@ class Window:
     def take(self, now: float) -> None:
         self._times.append(now)
 
+    def following(self, rate: RateSpec) -> Window:
+        """A window of another rate that remembers what this one does."""
+        found = Window(rate)
+        found._times.extend(self._times)
+        return found
+
     def is_over(self, now: float) -> bool:
         """Whether it holds nothing that still counts."""
         return not self._times or self._times[-1] + self.rate.per_s <= now
@@ -58,6 +64,17 @@ class Admission:
         self.rate = None if limits.rate is None else Window(limits.rate)
         self._source_rates: dict[str, Window] = {}
 
+    def change(self, limits: Limits) -> None:
+        """Other limits from now on; what is there stays counted, also beyond them."""
+        if limits.rate != self.limits.rate:
+            was = self.rate
+            self.rate = None if limits.rate is None else was.following(limits.rate) if was else Window(limits.rate)
+        if limits.rate_per_source != self.limits.rate_per_source:
+            rate = limits.rate_per_source
+            sources = self._source_rates.items() if rate else ()
+            self._source_rates = {name: window.following(rate) for name, window in sources if rate}
+        self.limits = limits
+
     @property
     def full(self) -> bool:
         return self.taken >= self.limits.max_connections
@@ -68,6 +85,13 @@ class Admission:
         return self.limits.max_per_source is not None or self.limits.rate_per_source is not None
 
     def admit(self, source: str, now: float) -> Verdict:
+        verdict = self.admit_source(source, now)
+        if verdict is Verdict.ADMITTED:
+            self.take(now)
+        return verdict
+
+    def admit_source(self, source: str, now: float) -> Verdict:
+        """The source's part alone: it counts from now on, and has no place yet."""
         limits = self.limits
         count = self.sources.get(source, 0)
         if limits.max_per_source is not None and count >= limits.max_per_source:
@@ -80,10 +104,14 @@ class Admission:
             if window.wait_s(now):
                 return Verdict.SOURCE_RATE
             window.take(now)
+        self.sources[source] = self.sources.get(source, 0) + 1
+        return Verdict.ADMITTED
+
+    def take(self, now: float) -> None:
+        """A place, and room in the rate, for one whose source is counted."""
+        self.taken += 1
         if self.rate is not None:
             self.rate.take(now)
-        self.restore(source)
-        return Verdict.ADMITTED
 
     def restore(self, source: str) -> None:
         """Count a connection that is there already (of an earlier manager)."""
@@ -92,6 +120,10 @@ class Admission:
 
     def release(self, source: str) -> None:
         self.taken -= 1
+        self.leave(source)
+
+    def leave(self, source: str) -> None:
+        """One goes that never had a place."""
         left = self.sources[source] - 1
         if left:
             self.sources[source] = left

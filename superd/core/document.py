@@ -23,10 +23,11 @@ MAX_PLACES = 1 << 18  # characters; in a longer file problems have no line, beca
 Path = tuple["str | int", ...]
 Loads = Callable[[str], dict[str, Any]]  # tomli.loads
 
-# Every quote begins a match, closed or not: to try each anew where none closes would take quadratic time.
+# Every quote begins a match, closed or not: to try each anew where none closes would take quadratic time. No possessive
+# groups with alternatives: Python before 3.11.5 matches those wrongly (CPython gh-106052).
 _STRING = (
-    r'"""(?:[^"\\]++|\\.?|"{1,2}+(?!"))*+(?:"{3,5}|\Z)' r"|'''(?:[^']++|'{1,2}+(?!'))*+(?:'{3,5}|\Z)"
-    r'|"(?:[^"\\\n]++|\\.?)*+(?:"|\Z|(?=\n))' r"|'[^'\n]*+(?:'|\Z|(?=\n))"
+    r'"""(?:[^"\\]++|\\.?|"{1,2}(?!"))*(?:"{3,5}|\Z)' r"|'''(?:[^']++|'{1,2}(?!'))*(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]++|\\.?)*(?:"|\Z|(?=\n))' r"|'[^'\n]*+(?:'|\Z|(?=\n))"
 )  # fmt: skip
 _STRUCTURE = re.compile(rf"(?P<string>{_STRING})|#[^\n]*|(?P<mark>[][{{}}=.\n])", re.S)
 _TOKEN = re.compile(

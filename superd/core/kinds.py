@@ -8,11 +8,12 @@ from posixpath import dirname, isabs, join, normpath
 from typing import Any
 
 from superd.core.address import parse_address
+from superd.core.capabilities import CAPABILITIES
 from superd.core.document import Merged, Path, key_text
 from superd.core.keys import ALIASES, BY_TABLE, Key
 from superd.core.machine import Machine
 from superd.core.problems import Problem, Severity
-from superd.core.spec import Address, KeepAlive, Output, RateSpec, Ready
+from superd.core.spec import AccessRule, Address, Hours, KeepAlive, Output, RateSpec, Ready
 from superd.core.values import (
     expand,
     format_duration,
@@ -30,6 +31,9 @@ from superd.core.values import (
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}", re.A)
 MAX_ARGUMENTS = 4096
 MAX_STRING = 131071  # MAX_ARG_STRLEN without its NUL: the longest argument, or NAME=VALUE, of execve(2)
+MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_READY_KINDS = ("start", "notify", "fd", "connect", "http", "log", "exec")
 _RESERVED = ("LISTEN_", "NOTIFY_", "WATCHDOG_")  # superd's own words; the service would believe them
 
 
@@ -296,11 +300,77 @@ class Kinds:
         raise ValueError(f'{quote(value)} is not a value of `{key.name}`: it is {said} or "file:/PATH"{guess}')
 
     def _ready(self, value: Any, key: Key) -> Ready:
-        if value in ("start", "notify"):
-            return Ready(value)
-        if isinstance(value, str) and value.partition(":")[0] in ("fd", "connect", "http", "https", "log", "exec"):
-            raise WrongError("unsupported", f"`{key.name}` = {quote(value)} is not supported yet")
-        raise ValueError(f'{quote(value)} is not a value of `{key.name}`: it is "start" or "notify"')
+        forms = '"connect:ADDRESS", "http://HOST:PORT/PATH" or "exec:COMMAND"'
+        if key.table == "service":
+            forms = '"start", "notify", "fd:N", "log:REGEX", ' + forms
+        text = self._line(value, key)
+        kind, _, rest = text.partition(":")
+        if kind not in _READY_KINDS or (key.table != "service" and kind in ("start", "notify", "fd", "log")):
+            raise ValueError(f"{quote(value)} is not a value of `{key.name}`: it is {forms}")
+        if kind in ("start", "notify") and text == kind:
+            return Ready(kind)  # type: ignore[arg-type]  # one of the literals
+        if kind == "fd" and re.fullmatch(r"[0-9]{1,4}", rest, re.A) and int(rest) not in (0, 1, 2):
+            return Ready("fd", fd=int(rest))
+        if kind == "fd":
+            raise ValueError(f'{quote(value)} is not a file descriptor for readiness: write "fd:3" or higher')
+        if kind == "connect":
+            address = self._address(rest, key)
+            if not address.accepts or address.scheme == "fd" or address.port == 0:
+                raise ValueError(f"{quote(value)}: nobody can connect to {address}")
+            return Ready("connect", address=address)
+        if kind == "http":
+            return Ready("http", url=self.http_url(text))
+        if kind == "log":
+            try:
+                re.compile(rest)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{quote(value)}: not a regular expression: {error}") from None
+            return Ready("log", pattern=rest)
+        if kind == "exec":
+            return Ready("exec", command=self._command(rest, key))
+        raise ValueError(f"{quote(value)} is not a value of `{key.name}`: it is {forms}")
+
+    def http_url(self, text: str) -> str:
+        from urllib.parse import urlsplit  # late: few services need it
+
+        try:
+            parts = urlsplit(text)
+            good = bool(parts.hostname) and parts.port != 0 and not parts.username and parts.fragment == ""
+        except ValueError:
+            good = False
+        if not good or not text.isascii() or " " in text:
+            raise ValueError(f'{quote(text)} is not a URL: write "http://127.0.0.1:8080/healthz"')
+        return text
+
+    def _services(self, value: Any, key: Key) -> tuple[str, ...]:
+        def service(item: Any, key: Key) -> str:
+            text = self.expanded(self._string(item, key))
+            name, _, instance = text.partition("@")
+            if not NAME.fullmatch(name) or ("@" in text and not NAME.fullmatch(instance)):
+                raise ValueError(f"{quote(item)} is not a name of a service")
+            if text == self.name:
+                raise ValueError(f"a service cannot name itself in `{key.name}`")
+            return text
+
+        return tuple(dict.fromkeys(self.each(value, key, service)))
+
+    def _commands(self, value: Any, key: Key) -> tuple[tuple[str, ...], ...]:
+        """One command as a string, or a list of commands, each a string or a list of words."""
+        if isinstance(value, str):
+            return (self._command(value, key),)
+        at, found = self.at, []
+        for number, item in enumerate(value if isinstance(value, list) else self.each(value, key, None)):
+            self.at = (*at, number)
+            try:
+                found.append(self._command(item, key))
+            except WrongError as error:
+                error.path = (number, *error.path)
+                raise
+            except ValueError as error:
+                raise WrongError("bad-value", str(error), "", (number,)) from None
+            finally:
+                self.at = at
+        return tuple(found)
 
     def _addresses(self, value: Any, key: Key) -> tuple[Address, ...]:
         if isinstance(value, list):
@@ -440,6 +510,69 @@ class Kinds:
 
         return tuple(self.each(value, key, group))
 
+    def _builtin(self, value: Any, key: Key) -> str:
+        return self._choice(value, key)
+
+    def _handler(self, value: Any, key: Key) -> str:
+        text = self._string(value, key)
+        module, _, name = text.partition(":")
+        parts = [*module.split("."), *name.split(".")]
+        if not all(part.isascii() and part.isidentifier() for part in parts):
+            raise ValueError(f'{quote(value)} is not a handler: write "package.module:function"')
+        return text
+
+    def _capabilities(self, value: Any, key: Key) -> tuple[str, ...]:
+        def capability(item: Any, key: Key) -> str:
+            name = self._string(item, key).upper().removeprefix("CAP_")
+            if name not in CAPABILITIES:
+                from difflib import get_close_matches
+
+                close = get_close_matches(name, CAPABILITIES, 1)
+                raise WrongError("bad-value", f"there is no capability {quote(item)}",
+                                 f'did you mean "{close[0]}"?' if close else "see capabilities(7)")  # fmt: skip
+            return name
+
+        return tuple(sorted(set(self.each(value, key, capability))))
+
+    def _number(self, value: Any, key: Key) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
+            raise ValueError(f"{quote(value)} is not a number: write 4.0")
+        return float(value)
+
+    def _networks(self, value: Any, key: Key) -> tuple[AccessRule, ...]:
+        return tuple(self.each(value, key, self.access_rule))
+
+    def access_rule(self, value: Any, key: Key) -> AccessRule:
+        text = self._line(value, key)
+        kind, colon, name = text.partition(":")
+        if colon and kind in ("user", "group"):
+            member: str | int = int(name) if re.fullmatch(r"[0-9]{1,10}", name, re.A) else name
+            found = self.machine.user(member) if kind == "user" else self.machine.group(member)
+            if found is None or not name:
+                raise WrongError(f"unknown-{kind}", f"there is no {kind} {quote(name)} on this machine")
+            return AccessRule(text, kind, found[0] if isinstance(found, tuple) else found)  # type: ignore[arg-type]
+        if text.startswith("."):
+            if not re.fullmatch(r"(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?){1,20}", text.lower(), re.A):
+                raise ValueError(f'{quote(value)} is not the end of a host name: write ".example.org"')
+            return AccessRule(text.lower(), "host", text.lower())
+        return _network(text)
+
+    def _admins(self, value: Any, key: Key) -> tuple[AccessRule, ...]:
+        """As users and groups of `allow`; a plain name is a group, as it is for `control_group`."""
+
+        def admin(item: Any, key: Key) -> AccessRule:
+            text = self._line(item, key)
+            if text.startswith(("user:", "group:")):
+                return self.access_rule(text, key)
+            if self.machine.group(text) is None and self.machine.user(text) is not None:
+                raise WrongError("unknown-group", f"there is no group {quote(text)}", f'write "user:{text}"')
+            return self.access_rule(f"group:{text}", key)
+
+        return tuple(self.each(value, key, admin))
+
+    def _hours(self, value: Any, key: Key) -> tuple[Hours, ...]:
+        return tuple(self.each(value, key, lambda item, key: _hours(self._line(item, key))))
+
     def _keep_alive(self, value: Any, key: Key) -> KeepAlive | None:
         if isinstance(value, bool):
             return KeepAlive() if value else None
@@ -502,3 +635,46 @@ class Kinds:
                 self.wrong(here, "missing-key", "this [[socket]] has no `listen`", 'listen = "tcp:PORT"', key=True)
             found.append((here, converted))
         return found
+
+
+def _network(text: str) -> AccessRule:
+    """An address or network; an IPv4-mapped one is IPv4 (A8)."""
+    from ipaddress import ip_network  # late: 3 ms that most files do not need
+
+    try:
+        network = ip_network(text, strict=False)
+        address, length = network.network_address.packed, network.prefixlen
+    except ValueError:
+        right = 'write "10.0.0.0/8", "2001:db8::/32", "user:NAME", "group:NAME" or ".example.org"'
+        raise ValueError(f"{quote(text)} is not a network: {right}") from None
+    if "/" in text and _packed(text.partition("/")[0]) != address:
+        raise ValueError(f'{quote(text)} has bits set below its mask: write "{network}"')
+    if address.startswith(MAPPED) and length >= 96:
+        address, length = address[12:], length - 96
+    return AccessRule(text if "/" in text else str(network.network_address), "network", address, length)
+
+
+def _packed(text: str) -> bytes:
+    from ipaddress import ip_address
+
+    return ip_address(text).packed
+
+
+def _hours(text: str) -> Hours:
+    right = 'write "Mon-Fri 08:00-18:00", "Sat,Sun 10:00-12:00" or "22:00-06:00" for every day'
+    found = re.fullmatch(r"(?:(\S+) +)?(\d\d):(\d\d)-(\d\d):(\d\d)", text, re.A)
+    if found is None:
+        raise ValueError(f"{quote(text)} is not a span of hours: {right}")
+    hours = [int(part) for part in found.groups()[1:]]
+    start, end = hours[0] * 60 + hours[1], hours[2] * 60 + hours[3]
+    if max(hours[1], hours[3]) > 59 or start >= 1440 or end > 1440 or start == end:
+        raise ValueError(f"{quote(text)} is not a span of hours: a day goes from 00:00 to 24:00")
+    days: list[int] = []
+    for part in (found[1] or "Mon-Sun").split(","):
+        first, dash, last = part.partition("-")
+        names = [name.capitalize() for name in ((first, last) if dash else (first, first))]
+        if not all(name in DAYS for name in names):
+            raise ValueError(f"{quote(text)}: {quote(part)} is not a day, or two with a dash: {right}")
+        one, other = map(DAYS.index, names)
+        days += [day % 7 for day in range(one, (other if other >= one else other + 7) + 1)]
+    return Hours(text, tuple(sorted(set(days))), start, end)

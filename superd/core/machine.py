@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -41,51 +40,58 @@ class Machine(Protocol):
         """Why somebody other than `owners` could change the file or put another in its place; None: nobody can."""
 
 
+Question = tuple[Any, ...]  # name of a method of Machine, then what it is asked
+
+
 class Remembered:
     """A Machine that keeps every answer: the same files mean the same again, whatever has become of the machine.
 
     A manager that follows another must not lose a running service because its program has been deleted.
-    `answers` is for JSON: pass it on, and give it to the next one.
+    `answers` is plain data: pass it on, and give it to the next one. `asked` gathers the questions of whoever
+    empties it before.
     """
 
-    def __init__(self, machine: Machine, answers: dict[str, Any] | None = None) -> None:
+    def __init__(self, machine: Machine, answers: dict[Question, Any] | None = None) -> None:
         self._machine = machine
-        self.answers: dict[str, Any] = {} if answers is None else answers
+        self.answers: dict[Question, Any] = {} if answers is None else answers
+        self.asked: set[Question] = set()
         self.uid, self.gid = machine.uid, machine.gid
 
-    def _ask(self, question: str, ask: Callable[[], Any]) -> Any:
+    def ask(self, question: Question) -> Any:
+        self.asked.add(question)
         if question not in self.answers:
-            self.answers[question] = ask()
+            self.answers[question] = self._look(*question)
         return self.answers[question]
 
+    def _look(self, what: str, *about: Any) -> Any:
+        if what == "file":
+            facts = self._machine.file(about[0])
+            return None if facts is None else (facts.kind, facts.executable, facts.head)
+        if what == "untrusted":
+            return self._machine.untrusted(about[0], frozenset(about[1]))
+        return getattr(self._machine, what)(*about)
+
     def port_of(self, name: str, protocol: str) -> int | None:
-        port: int | None = self._ask(f"port {name} {protocol}", lambda: self._machine.port_of(name, protocol))
+        port: int | None = self.ask(("port_of", name, protocol))
         return port
 
     def user(self, user: str | int) -> tuple[int, int] | None:
-        ids = self._ask(f"user {user!r}", lambda: self._machine.user(user))
-        return None if ids is None else (ids[0], ids[1])
+        ids: tuple[int, int] | None = self.ask(("user", user))
+        return ids
 
     def group(self, group: str | int) -> int | None:
-        gid: int | None = self._ask(f"group {group!r}", lambda: self._machine.group(group))
+        gid: int | None = self.ask(("group", group))
         return gid
 
     def absolute(self, path: str) -> str:
-        return str(self._ask(f"absolute {path}", lambda: self._machine.absolute(path)))
+        if path.startswith("/"):
+            return self._machine.absolute(path)  # that depends on nothing
+        return str(self.ask(("absolute", path)))
 
     def file(self, path: str) -> FileFacts | None:
-        def ask() -> list[Any] | None:
-            facts = self._machine.file(path)
-            if facts is None:
-                return None
-            return [facts.kind, facts.executable, None if facts.head is None else facts.head.decode("latin-1")]
-
-        found = self._ask(f"file {path}", ask)
-        if found is None:
-            return None
-        return FileFacts(found[0], found[1], None if found[2] is None else found[2].encode("latin-1"))
+        found = self.ask(("file", path))
+        return None if found is None else FileFacts(*found)
 
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
-        question = f"untrusted {path} {sorted(owners)}"
-        why: str | None = self._ask(question, lambda: self._machine.untrusted(path, owners))
+        why: str | None = self.ask(("untrusted", path, tuple(sorted(owners))))
         return why

@@ -7,8 +7,10 @@ Two dialects, both over SOCK_SEQPACKET, so that a message is a packet and fds tr
 - What happens per connection is fixed in size: the manager sends a Go with the connection and its log pipe,
   the spawner answers in Records, several to a packet (`records`).
 
-    manager -> keeper    store, drop, snapshot, start, spawner, signal, notify, up, exit
-    keeper -> manager    restore (names, fds), children, go | started, failed, exited, spawner, signal, orphans
+    manager -> keeper    store, drop, snapshot, start, adopt, disown, forget, spawner, signal, notify, up, exit,
+                         upgrade
+    keeper -> manager    restore (names, fds), children, go | started, failed, exited, spawner, signal,
+                         command-ended
     manager -> spawner   JSON: program, forget, list, quit; binary: Go, Signal
     spawner -> manager   JSON: entered, refused, children; binary: Record
 """
@@ -36,12 +38,17 @@ SIGNAL = b"K"
 STARTED, FAILED, EXITED = b"S", b"F", b"X"
 GO_SIZE = _GO.size
 
+# Of all that outlives an upgrade: what the keeper leaves to itself, and what is said to spawners, which go on as they
+# are. Who changes one of these so that the other side of another version would not understand it changes this.
+GENERATION = 1
+
 UNKNOWN_STATUS = -1  # of a process that nobody of ours could wait for; wait(2) gives no such value
 HAS_LOG = 1  # Go.flags: the second and third fd are the write and the read end of its log pipe
 
 # Where a start can fail, in the order in which it is done. Sent by index, shown by name.
 STAGES = ("descriptors", "session", "limits", "oom", "scheduling", "umask", "groups", "group", "user", "verify",
-          "capabilities", "sandbox", "directory", "output", "environment", "exec", "fork", "spawner")  # fmt: skip
+          "capabilities", "sandbox", "directory", "output", "environment", "exec", "fork", "spawner",
+          "handler")  # fmt: skip
 
 
 def pack(kind: str, **fields: Any) -> bytes:
@@ -50,7 +57,10 @@ def pack(kind: str, **fields: Any) -> bytes:
 
 def unpack(data: bytes) -> dict[str, Any]:
     """Raises ValueError for anything that is not an object with a kind."""
-    message = json.loads(data)
+    try:
+        message = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
         raise ValueError("not a message")
     return message

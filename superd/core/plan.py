@@ -5,13 +5,14 @@ spawner keeps for its services and what the keeper is sent with each start. `con
 `listen_environment` add what only the moment knows.
 
 fds of the process: 0 is the connection (or the one socket) when `stdio`, else /dev/null; with listen-fds the
-sockets stand at 3, 4, … in the order of the file. 1 and 2 as the Outputs say.
+sockets stand at 3, 4, … in the order of the file. What the service has stored follows, also with `stdio`. 1 and 2 as
+the Outputs say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from superd.core.spec import Address, Output, ServiceSpec
@@ -31,6 +32,10 @@ class Program:
     environment       above them: file, table, what superd sets
     names             LISTEN_FDNAMES; empty: no socket stands at 3
     addresses         canonical address of each, for protocols that tell it
+    is_handler        there is nothing to execute: the context's handler serves
+    stored            names of the fds that the service has stored; they stand behind the sockets
+    watchdog_usec     how often WATCHDOG=1 must come
+    ready_fd          where the last of the fds that go with it stands: the service writes a line end there
     """
 
     service: str
@@ -44,13 +49,17 @@ class Program:
     names: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
     fd_protocols: tuple[str, ...] = ()
+    is_handler: bool = False
+    stored: tuple[str, ...] = ()
+    watchdog_usec: int | None = None
+    ready_fd: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Program:
-        tuples = {key: tuple(value[key]) for key in ("argv", "names", "addresses", "fd_protocols")}
+        tuples = {key: tuple(value[key]) for key in ("argv", "names", "addresses", "fd_protocols", "stored")}
         outputs = {key: Output(**value[key]) for key in ("stdout", "stderr")}
         return cls(**{**value, **tuples, **outputs})
 
@@ -90,8 +99,8 @@ def plan_program(
         names = tuple(name for name, _ in sockets) if listens else ()
     return Program(
         service=spec.name,
-        executable=argv[0],
-        argv=(spec.argv0 or argv[0], *argv[1:]),
+        executable=argv[0] if argv else "",
+        argv=(spec.argv0 or argv[0], *argv[1:]) if argv else (),
         base_environment=base_environment(own_environment, spec.pass_environment),
         environment={**environment, "SUPERD_SERVICE": spec.name},
         stdio=not listens and bool(spec.sockets),
@@ -100,19 +109,33 @@ def plan_program(
         names=names,
         addresses=tuple(str(address) for _, address in sockets),
         fd_protocols=spec.fd_protocols,
+        is_handler=spec.context.handler is not None,
+        ready_fd=spec.ready.fd,
     )
+
+
+def without_sockets(program: Program) -> Program:
+    """For a command beside the main process: what would be the socket is /dev/null for input, the log for output, and
+    it is not asked to say that it is ready."""
+    outputs = [Output() if output.kind == "socket" else output for output in (program.stdout, program.stderr)]
+    return replace(
+        program, argv=(program.executable, *program.argv[1:]), stdio=False, stdout=outputs[0], stderr=outputs[1],
+        names=(), addresses=(), ready_fd=None,
+    )  # fmt: skip
 
 
 def listen_environment(program: Program, pid: int, pidfd_inode: int | None, *, generation: int = 1) -> dict[str, str]:
     """The variables of each fd protocol (PROTOCOLS.md 2.1, 2.11, 2.13), for the process `pid` that will exec."""
-    fds = [str(LISTEN_FDS_START + i) for i in range(len(program.names))]
-    if not fds:
-        return {}
+    names = program.names + program.stored
     found: dict[str, str] = {}
-    if "systemd" in program.fd_protocols:
-        found |= {"LISTEN_FDS": str(len(fds)), "LISTEN_PID": str(pid), "LISTEN_FDNAMES": ":".join(program.names)}
+    # Stored fds have no other protocol to be told by, whatever the file says of the sockets.
+    if names and ("systemd" in program.fd_protocols or program.stored):
+        found |= {"LISTEN_FDS": str(len(names)), "LISTEN_PID": str(pid), "LISTEN_FDNAMES": ":".join(names)}
         if pidfd_inode is not None:
             found["LISTEN_PIDFDID"] = str(pidfd_inode)
+    fds = [str(LISTEN_FDS_START + i) for i in range(len(program.names))]
+    if not fds:
+        return found
     if "upstart" in program.fd_protocols:
         found["UPSTART_FDS"] = " ".join(fds)
         found |= {"UPSTART_EVENTS": "socket", "UPSTART_JOB": program.service.partition("@")[0]}
@@ -128,6 +151,13 @@ def listen_environment(program: Program, pid: int, pidfd_inode: int | None, *, g
     if "catflap" in program.fd_protocols:
         found["LISTEN_FD"] = fds[0]
     return found
+
+
+def watchdog_environment(program: Program, pid: int) -> dict[str, str]:
+    """sd_watchdog_enabled(3), for the process `pid` that will exec: another one must not think that it is meant."""
+    if program.watchdog_usec is None:
+        return {}
+    return {"WATCHDOG_USEC": str(program.watchdog_usec), "WATCHDOG_PID": str(pid)}
 
 
 def _upstart_address(address: str) -> dict[str, str]:
@@ -151,7 +181,7 @@ def connection_environment(family: str, facts: Mapping[str, str]) -> dict[str, s
     """UCSPI and systemd's variables for one connection, numeric only (E14).
 
     family  "tcp", "unix" or "vsock"
-    facts   of remote, remote_port, local, local_port, number, uid, gid, path those that are known: a client
+    facts   of remote, remote_port, local, local_port, number, uid, gid, pid, path those that are known: a client
             that has already gone leaves some out, and the service starts all the same (A5)
     """
     pairs = _CONNECTION_VARIABLES[family]
@@ -170,6 +200,8 @@ _CONNECTION_VARIABLES: dict[str, tuple[tuple[str, str], ...]] = {
     "unix": (
         ("REMOTE_ADDR", "path"), ("IPCREMOTEEUID", "uid"), ("IPCREMOTEEGID", "gid"), ("IPCREMOTEPATH", "path"),
         ("IPCCONNNUM", "number"),
+        # ucspi-unix's names; PROTO can be only one of both, and a program that asks it to be UNIX is started by env(1).
+        ("UNIXREMOTEEUID", "uid"), ("UNIXREMOTEEGID", "gid"), ("UNIXREMOTEPID", "pid"),
     ),
     "vsock": (("REMOTE_ADDR", "remote"), ("REMOTE_PORT", "remote_port")),
 }  # fmt: skip

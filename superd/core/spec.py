@@ -8,11 +8,24 @@ and no default that is missing.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
 Scheme = Literal[
-    "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6", "unix", "unix-dgram", "unix-seqpacket", "vsock", "fifo", "fd"
+    "tcp",
+    "tcp4",
+    "tcp6",
+    "udp",
+    "udp4",
+    "udp6",
+    "unix",
+    "unix-dgram",
+    "unix-seqpacket",
+    "vsock",
+    "fifo",
+    "fd",
+    "tcpmux",
 ]
 Run = Literal["per-connection", "on-demand", "always-on", "once"]
 Pass = Literal["stdio", "listen-fds"]
@@ -26,7 +39,8 @@ class Address:
 
     host  numeric address without brackets, scope included ("fe80::1%eth0"), or "localhost"; None: every address
     port  0-65535 for IP, any 32 bit number for vsock; 0 lets the kernel choose
-    path  absolute path of a UNIX socket or FIFO, "@name" for an abstract one; the NAME of fd:NAME
+    path  absolute path of a UNIX socket or FIFO, "@name" for an abstract one; the NAME of fd:NAME; the name of a
+          service behind tcpmux, "+name" where superd says that it is there
     cid   vsock context id, None for any
     """
 
@@ -38,7 +52,7 @@ class Address:
 
     @property
     def is_ip(self) -> bool:
-        return self.scheme[:3] in ("tcp", "udp")
+        return self.scheme[:3] in ("tcp", "udp") and self.scheme != "tcpmux"
 
     @property
     def is_unix(self) -> bool:
@@ -72,7 +86,7 @@ class Address:
 _KINDS: dict[str, Literal["stream", "datagram", "seqpacket", "fifo", "unknown"]] = {
     "tcp": "stream", "tcp4": "stream", "tcp6": "stream", "udp": "datagram", "udp4": "datagram", "udp6": "datagram",
     "unix": "stream", "unix-dgram": "datagram", "unix-seqpacket": "seqpacket", "vsock": "stream", "fifo": "fifo",
-    "fd": "unknown",
+    "fd": "unknown", "tcpmux": "stream",
 }  # fmt: skip
 
 
@@ -139,6 +153,47 @@ class Limits:
     rate: RateSpec | None = None
     rate_per_source: RateSpec | None = None
     refuse_message: bytes = b""
+    max_runtime_s: float | None = None
+    first_byte_timeout_s: float | None = None
+    max_load: float | None = None
+    min_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRule:
+    """One entry of `allow` or `deny`.
+
+    text   as it is shown
+    value  network: the packed address, of which `length` bits count; user, group: the id; host: ".example.org"
+    """
+
+    text: str
+    kind: Literal["network", "user", "group", "host"]
+    value: bytes | int | str
+    length: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """A span of local time on some days; one that ends before it begins ends on the next day.
+
+    days        0 is Monday
+    start, end  minutes since midnight
+    """
+
+    text: str
+    days: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The `[access]` table: who may connect, and when. Empty: everybody, always."""
+
+    allow: tuple[AccessRule, ...] = ()
+    deny: tuple[AccessRule, ...] = ()
+    hours: tuple[Hours, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +203,9 @@ class Context:
     Services whose contexts are equal share spawners. user None: superd's own identity is kept (never so as
     root, where the loader writes "nobody" or what the file says). groups None: the user's own (initgroups).
     rlimits: (name without RLIMIT_, soft, hard), -1 for infinity; hard None keeps the hard limit.
+    capabilities: what the bounding set keeps, without CAP_; None: all. cwd counts from chroot, read_only and
+    read_write do not. owner: the service that has this context alone, where something in it is private.
+    handler: "package.module:function" that its spawners import.
     """
 
     user: str | int | None = None
@@ -161,6 +219,15 @@ class Context:
     oom_score_adjust: int | None = None
     cpu_affinity: tuple[int, ...] | None = None
     no_new_privileges: bool = True
+    chroot: str | None = None
+    capabilities: tuple[str, ...] | None = None
+    ambient_capabilities: tuple[str, ...] = ()
+    private_tmp: bool = False
+    private_network: bool = False
+    read_only: tuple[str, ...] = ()
+    read_write: tuple[str, ...] = ()
+    owner: str | None = None
+    handler: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +240,41 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """When a service counts as ready: at once ("start") or when it says so ("notify": READY=1)."""
+    """When a service counts as ready, or as healthy.
 
-    kind: Literal["start", "notify"] = "start"
+    start    as soon as its program runs
+    notify   READY=1, sd_notify(3)
+    fd       a line end on its file descriptor `fd`, as s6 has it
+    connect  a connection to `address` is accepted
+    http     `url` is answered with a status of 200 to 399
+    log      a line of its output matches `pattern`
+    exec     `command` ends with status 0; `${port}` and its kin are still in it
+    """
+
+    kind: Literal["start", "notify", "fd", "connect", "http", "log", "exec"] = "start"
+    fd: int | None = None
+    address: Address | None = None
+    url: str | None = None
+    pattern: str | None = None
+    command: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As it is written in a file."""
+        if self.kind == "http":
+            return str(self.url)
+        what = {"fd": self.fd, "connect": self.address, "log": self.pattern, "exec": shlex.join(self.command)}
+        return f"{self.kind}:{what[self.kind]}" if self.kind in what else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Regular checks of a running service; `failures` in a row lead to what `then` says."""
+
+    check: Ready
+    every_s: float = 10.0
+    timeout_s: float = 3.0
+    failures: int = 3
+    then: Literal["restart", "shutdown", "report"] = "restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +292,9 @@ class ServiceSpec:
 
     name          stem of its file, with "@instance" for an instance of a template
     source        the file that defines it, as it was named
-    command       program and arguments; `${port}`, `${port:S}`, `${fd:S}` are still in it, because only a bound
-                  socket or a plan knows them (core/plan.py fills them in; `$${` stays escaped until then)
+    command       program and arguments, none for a handler or a builtin; `${port}`, `${port:S}`, `${fd:S}` are
+                  still in it, because only a bound socket or a plan knows them (core/plan.py fills them in; `$${`
+                  stays escaped until then)
     environment   what superd adds for the service alone, in order: file, then table. The same four are still in it
     """
 
@@ -207,6 +307,8 @@ class ServiceSpec:
     description: str = ""
     enabled: bool = True
     argv0: str | None = None
+    builtin: str | None = None
+    workers: int = 1
     fd_protocols: tuple[str, ...] = ("systemd",)
     stderr: Output = Output()
     stdout: Output = Output()
@@ -218,15 +320,37 @@ class ServiceSpec:
     ready: Ready = Ready()
     ready_timeout_s: float | None = 90.0
     notify_access: Literal["none", "main", "all"] = "main"
+    notify_asked: bool = False  # notify_access is written: there is a socket even if nothing else needs one
+    watchdog_s: float | None = None
+    fdstore: int = 0
     restart: RestartPolicy = RestartPolicy()
+    essential: bool = False
+    requires: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    part_of: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
     stop_signal: int = 15
     stop_timeout_s: float | None = 10.0
     kill_mode: KillMode = "tree"
+    reload_signal: int = 1
+    idle_timeout_s: float | None = None
+    start_pre: tuple[tuple[str, ...], ...] = ()
+    start_post: tuple[tuple[str, ...], ...] = ()
+    stop_post: tuple[tuple[str, ...], ...] = ()
     limits: Limits = Limits()
+    access: Access = Access()
+    health: Health | None = None
 
     @property
     def takes_connections(self) -> bool:
         return self.run == "per-connection"
+
+    @property
+    def notifies(self) -> bool:
+        """Whether it gets a NOTIFY_SOCKET."""
+        asked = self.notify_asked and self.notify_access != "none"
+        return asked or self.ready.kind == "notify" or self.watchdog_s is not None or self.fdstore > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +359,22 @@ class DaemonSpec:
 
     watch: bool = True
     control: str | None = None  # address; None: where superd(8) says
-    control_mode: int = 0o600
+    control_mode: int | None = None  # None: as narrow as it can be, see control_socket_mode
     control_group: str | int | None = None
-    control_admins: tuple[str | int, ...] = ()
+    control_admins: tuple[AccessRule, ...] = ()
     log: Literal["text", "logfmt", "json"] = "text"
     log_level: str = "info"
+    syslog: str | None = None
     stop_timeout_s: float = 30.0
+
+    @property
+    def control_socket_mode(self) -> int:
+        """Who is given rights can connect, too. superd asks the kernel who has connected, whatever the mode."""
+        if self.control_mode is not None:
+            return self.control_mode
+        if self.control_admins:
+            return 0o666
+        return 0o600 if self.control_group is None else 0o660
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ def parse(text: str, directory: str = "/etc/superd/conf.d") -> Address:
         ("vsock:*:5000", Address("vsock", port=5000), "vsock:*:5000"),
         ("fifo:/run/x", Address("fifo", path="/run/x"), "fifo:/run/x"),
         ("fd:web", Address("fd", path="web"), "fd:web"),
+        ("tcpmux:Shout", Address("tcpmux", path="shout"), "tcpmux:shout"),
+        ("tcpmux:+shout", Address("tcpmux", path="+shout"), "tcpmux:+shout"),
     ],
 )
 def test_good(text: str, address: Address, canonical: str) -> None:
@@ -55,6 +57,9 @@ def test_good(text: str, address: Address, canonical: str) -> None:
     [
         ("", "it is empty; write tcp:PORT"),
         ("7007", "write tcp:7007 or udp:7007"),
+        ("tcpmux:help", "write tcpmux:NAME"),
+        ("tcpmux:a b", "write tcpmux:NAME"),
+        ("tcpmux:", "write tcpmux:NAME"),
         ("/run/x", "write unix:/run/x"),
         ("127.0.0.1:80", "write tcp:127.0.0.1:80"),
         ("[::1]:80", "write tcp:[::1]:80"),

@@ -56,7 +56,7 @@ def test_rlimits_are_those_of_the_kernel() -> None:
 def test_a_row_is_usable(key: Key) -> None:
     assert key.sentence.endswith(".") and "\n" not in key.sentence
     assert key.change in ("in place", "rebind", "restart")
-    assert bool(key.choices) == (key.kind in ("choice", "choices"))
+    assert bool(key.choices) == (key.kind in ("choice", "choices", "builtin"))
     assert not key.supported or callable(getattr(Kinds, f"_{key.kind}", None))
 
 
@@ -76,7 +76,7 @@ def test_a_name_is_there_once_in_a_table() -> None:
 )
 def test_every_field_of_a_spec_has_a_key(spec: type, table: str) -> None:
     # From the file's name and from other keys.
-    made = {"name", "source", "sockets", "context", "user_assumed", "address", "pass_"}
+    made = {"name", "source", "sockets", "context", "user_assumed", "notify_asked", "address", "pass_"}
     for field in fields(spec):
         assert field.name in made or field.name.removesuffix("_s") in BY_TABLE[table], field.name
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
+import update_manual
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,7 +72,8 @@ class Now:
     process: bool = False
     timer: Effect | None = None  # the effect that armed it
     watched: bool = False
-    told: Effect | None = None  # TERM or KILL, to the process
+    told: Effect | Event | None = None  # TERM, ABORT or KILL, to the process; LEAVING, by it
+    post: bool = False  # the process is a command of stop_post
     waiting: bool = False  # for listeners that are not bound yet
     wish_up: bool = True
     again: bool = False
@@ -79,10 +84,10 @@ class Disagreement(AssertionError):
 
 
 class World:
-    """Carries out effects as manager/service.py does, without the time and the processes."""
+    """Carries out effects as manager/process.py does, without the time and the processes."""
 
-    def __init__(self, table: Table, *, on_demand: bool, notify: bool) -> None:
-        self.table, self.on_demand, self.notify = table, on_demand, notify
+    def __init__(self, table: Table, *, on_demand: bool, timed: bool, stop_post: bool) -> None:
+        self.table, self.on_demand, self.timed, self.stop_post = table, on_demand, timed, stop_post
         self.used: set[tuple[State, Event]] = set()
 
     def dispatch(self, now: Now, event: Event) -> Now:
@@ -112,12 +117,15 @@ class World:
         if effect is F.SPAWN:
             need(not now.process)
             return dataclasses.replace(now, process=True, told=None)
-        if effect in (F.TERM, F.KILL):
+        if effect is F.POST:
+            need(not now.process and self.stop_post)
+            return dataclasses.replace(now, process=True, told=None, post=True)
+        if effect in (F.TERM, F.ABORT, F.KILL):
             need(now.process)
             return dataclasses.replace(now, told=effect)
         if effect is F.DISARM:
             return dataclasses.replace(now, timer=None)
-        if effect is F.ARM_START and not self.notify:
+        if effect is F.ARM_START and not self.timed:
             return now  # nothing to wait for: a timer that is armed stays armed
         return dataclasses.replace(now, timer=effect)
 
@@ -138,37 +146,58 @@ class World:
             yield "listeners", False, do(E.LISTEN if self.on_demand else E.DELAY_OVER, waiting=False)
         if now.watched:
             yield "traffic", False, do(E.TRAFFIC)
+        if now.state is S.BACKOFF and now.waiting:
+            yield "what it requires is there", False, do(E.START, waiting=False)
+        if not now.process and now.state is not S.STOPPING:
+            yield "start, not yet", True, do(E.WAIT, wish_up=True, waiting=True)
+        if now.watched or now.timer is F.ARM_DELAY:
+            yield "traffic or delay over, not yet", False, do(E.WAIT, waiting=True)
+        if now.process and now.again and now.post == self.stop_post:
+            stopped = do(E.EXIT_STOPPED, process=False, again=False, post=False, waiting=True)
+            yield "again, not yet", False, lambda: self.dispatch(stopped(), E.WAIT)
         if now.timer is F.ARM_DELAY:
             yield "delay over", False, do(E.DELAY_OVER, timer=None)
             if self.on_demand:  # restart = "no"
                 yield "delay over, listen", False, do(E.LISTEN, timer=None)
         elif now.timer is not None:
             yield "timeout", False, do(E.TIMEOUT, timer=None)
-        if now.process:
-            if self.notify or now.state is S.STARTING:
+        if now.process and not now.post:
+            if self.timed or now.state is S.STARTING:
                 yield "ready", False, do(E.READY)
+            yield "fail", False, do(E.FAIL)
+            if now.state is not S.STOPPING:
+                yield "watchdog", False, do(E.WATCHDOG)
+                yield "leaving", False, do(E.LEAVING, told=E.LEAVING)
+            if self.stop_post:
+                yield "ended", False, do(E.ENDED, process=False)
+        if now.process and now.post == self.stop_post:
             for event in self.ends(now):
-                yield event.value, False, do(event, process=False, again=False)
+                yield event.value, False, do(event, process=False, again=False, post=False)
 
     def ends(self, now: Now) -> tuple[Event, ...]:
         if now.again:
             return (E.EXIT_AGAIN,)
         if not now.wish_up:
             return (E.EXIT_STOPPED,)
-        return (E.EXIT_LISTEN if self.on_demand else E.EXIT_DONE, E.EXIT_RETRY, E.EXIT_GIVE_UP)
+        at_once = (E.EXIT_AGAIN,) if now.state is S.STOPPING else ()  # it was unhealthy
+        return (E.EXIT_LISTEN if self.on_demand else E.EXIT_DONE, E.EXIT_RETRY, E.EXIT_GIVE_UP, *at_once)
 
 
-def check(now: Now, *, notify: bool) -> None:
+def check(now: Now, *, timed: bool) -> None:
     """What must always be so."""
     rules = {
         "polled exactly while listening": now.watched == (now.state is S.LISTENING),
         "never polled while a process has the sockets": not (now.watched and now.process),
         "a process exactly in its three states": now.process == (now.state in WITH_PROCESS),
-        "a start that waits is timed": not notify or (now.timer is F.ARM_START) == (now.state is S.STARTING),
+        "a start that waits is timed": not timed or (now.timer is F.ARM_START) == (now.state is S.STARTING),
         "a time limit for stopping exactly while stopping": (now.timer is F.ARM_STOP) == (now.state is S.STOPPING),
         "a delay only in backoff": now.timer is not F.ARM_DELAY or now.state is S.BACKOFF,
         "backoff ends": now.state is not S.BACKOFF or now.waiting or now.timer is F.ARM_DELAY,
-        "told to end exactly while stopping": not now.process or (now.told is not None) == (now.state is S.STOPPING),
+        "who waits is in backoff": not now.waiting or now.state is S.BACKOFF,
+        "told to end exactly while stopping": (
+            not now.process or now.post or (now.told is not None) == (now.state is S.STOPPING)
+        ),
+        "stop_post only while stopping": not now.post or (now.process and now.state is S.STOPPING),
         "down as wished": now.wish_up or now.state in (S.STOPPED, S.STOPPING),
         "stopped only by a wish": now.state is not S.STOPPED or not now.wish_up,
     }
@@ -187,13 +216,15 @@ def walk(world: World) -> set[Now]:
         now = unseen.pop()
         alone = False
         try:
-            check(now, notify=world.notify)
+            check(now, timed=world.timed)
             for name, by_operator, move in world.moves(now):
                 then = move()
                 if name == "timeout" and now.state is S.STARTING and then.state is not S.STOPPING:
                     raise Disagreement(f"a start that takes too long goes on: {then}")
                 if name == "timeout" and now.state is S.STOPPING and then.told is not F.KILL:
                     raise Disagreement(f"a process that does not stop is let go on: {then}")
+                if name == "fail" and then.state is not S.STOPPING:
+                    raise Disagreement(f"what must not go on does: {then}")
                 if name == "ready" and now.state is S.STARTING and then.state is not S.READY:
                     raise Disagreement(f"ready and not so: {then}")
                 alone |= then != now and not by_operator
@@ -207,7 +238,10 @@ def walk(world: World) -> set[Now]:
     return set(ways)
 
 
-MODES = [{"on_demand": on_demand, "notify": notify} for on_demand in (True, False) for notify in (True, False)]
+MODES = [
+    dict(zip(("on_demand", "timed", "stop_post"), choice, strict=True))
+    for choice in itertools.product((True, False), repeat=3)
+]
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -251,6 +285,9 @@ PLANTED: list[tuple[tuple[State, Event], tuple[State, tuple[Effect, ...]]]] = [
     ((S.STOPPING, E.EXIT_STOPPED), (S.STOPPED, ())),
     ((S.STOPPING, E.EXIT_AGAIN), (S.STARTING, (F.DISARM, F.ARM_START))),
     ((S.READY, E.STOP), (S.STOPPED, (F.TERM,))),
+    ((S.READY, E.FAIL), (S.STOPPING, (F.ARM_STOP,))),
+    ((S.READY, E.ENDED), (S.STOPPING, (F.POST,))),
+    ((S.STOPPING, E.ENDED), (S.STOPPING, (F.ARM_STOP,))),
 ]
 
 
@@ -276,6 +313,8 @@ def harmless(pair: tuple[State, Event], mistake: tuple[State, tuple[Effect, ...]
     if mistake is None or pair in UNUSED:
         return pair in UNUSED
     if mistake[0] is state:  # no timer runs in READY, and arming one disarms the last
+        if pair == (S.STOPPING, E.ENDED) and F.POST in mistake[1]:
+            return True  # the time limit that runs already is not renewed
         replaced = {F.ARM_STOP, F.ARM_DELAY} & set(effects)
         return set(effects) - set(mistake[1]) == {F.DISARM} and (pair[0] is S.READY or bool(replaced))
     return {state, mistake[0]} == {S.DONE, S.FAILED}  # judge_exit's affair
@@ -294,13 +333,14 @@ def test_the_walk_finds_every_single_mistake() -> None:
 
 # --- judge_exit
 
-# PROTOCOLS.md 2.7, as it stands there: X restarts. A watchdog's row comes with watchdogs.
+# PROTOCOLS.md 2.7, as it stands there: X restarts.
 RESTART_TABLE = """
                      no  always on-success on-failure on-abnormal on-abort on-watchdog
     clean            -   X      X          -          -           -        -
     unclean-code     -   X      -          X          -           -        -
     unclean-signal   -   X      -          X          X           X        -
     timeout          -   X      -          X          X           -        -
+    watchdog         -   X      -          X          X           -        X
     oom-kill         -   X      -          X          X           -        -
 """
 ENDINGS = {
@@ -308,13 +348,25 @@ ENDINGS = {
         Ending(status=0), Ending(signal="HUP"), Ending(signal="INT"), Ending(signal="TERM"), Ending(signal="PIPE"),
         Ending(status=42), Ending(signal="USR1"),
     ],
-    "unclean-code": [Ending(status=1), Ending(status=255), Ending(failure="cannot start /x: exec: …")],
-    "unclean-signal": [Ending(signal="SEGV"), Ending(signal="KILL"), Ending(signal="USR2")],
+    "unclean-code": [
+        Ending(status=1), Ending(status=255), Ending(failure="cannot start /x: exec: …"),
+        Ending(failure="start_pre: /x exited with status 1", result="exit-code"),
+        Ending(signal="TERM", cause="start_post: /x exited with status 1", result="exit-code"),
+        Ending(status=0, unready=True),
+    ],
+    "unclean-signal": [
+        Ending(signal="SEGV"), Ending(signal="KILL"), Ending(signal="USR2"), Ending(signal="SEGV", dumped=True),
+        Ending(failure="start_pre: /x was killed by KILL", result="signal"),
+    ],
     "timeout": [
         Ending(signal="TERM", cause="no READY=1 within 90 s"), Ending(signal="KILL", cause="stop timeout"),
         Ending(status=0, cause="no READY=1 within 90 s"),
     ],
-    "oom-kill": [Ending(signal="KILL", cause="out of memory")],
+    "watchdog": [
+        Ending(signal="ABRT", cause="no WATCHDOG=1 within 2 s", result="watchdog"),
+        Ending(status=0, cause="no WATCHDOG=1 within 2 s", result="watchdog"),
+    ],
+    "oom-kill": [Ending(signal="KILL", cause="out of memory", result="oom-kill")],
 }  # fmt: skip
 
 
@@ -334,6 +386,23 @@ def judge(
         ending, on_demand=on_demand, wish_up=wish_up, again=again, policy=RestartPolicy(**policy),
         history=History() if history is None else history, now=now,
     )  # fmt: skip
+
+
+def test_stopped_for_idleness_is_no_failure() -> None:
+    """However it ended, and whatever the policy says; orders count all the same."""
+    for ending in (Ending(status=0), Ending(status=3), Ending(signal="KILL")):
+        for policy, limit in (("always", RateSpec(1, 60)), ("no", None)):
+            rules = RestartPolicy(policy, limit=limit)  # type: ignore[arg-type]
+            history = History(tries=3, starts=deque([0.0]))
+            for wish_up, again, event in (
+                (True, False, E.EXIT_LISTEN), (False, False, E.EXIT_STOPPED), (True, True, E.EXIT_AGAIN),
+            ):  # fmt: skip
+                found = judge_exit(
+                    ending, on_demand=True, wish_up=wish_up, again=again, policy=rules, history=history, now=1.0,
+                    idle=True,
+                )  # fmt: skip
+                assert found == (event, 0.0)
+            assert history.tries == 0 and len(history.starts) == 1
 
 
 @pytest.mark.parametrize(("row", "policy", "restarts"), [*rows()])
@@ -440,12 +509,39 @@ def test_on_demand_limit_counts_only_what_is_not_healthy() -> None:
     assert ends == [E.EXIT_RETRY, E.EXIT_RETRY, E.EXIT_GIVE_UP]
 
 
+OK = (0, 42, "USR1")
+
+
+@pytest.mark.parametrize(
+    ("ending", "told", "status"),
+    [
+        (Ending(status=0), {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}, 0),
+        (Ending(status=42), {"SERVICE_RESULT": "success", "EXIT_CODE": "exited", "EXIT_STATUS": "42"}, 42),
+        (Ending(status=3), {"SERVICE_RESULT": "exit-code", "EXIT_CODE": "exited", "EXIT_STATUS": "3"}, 3),
+        (Ending(signal="TERM"), {"SERVICE_RESULT": "success", "EXIT_CODE": "killed", "EXIT_STATUS": "TERM"}, 143),
+        (Ending(signal="KILL"), {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}, 137),
+        (Ending(signal="SEGV", dumped=True),
+         {"SERVICE_RESULT": "core-dump", "EXIT_CODE": "dumped", "EXIT_STATUS": "SEGV"}, 139),
+        (Ending(status=0, cause="too long", result="timeout"),
+         {"SERVICE_RESULT": "timeout", "EXIT_CODE": "exited", "EXIT_STATUS": "0"}, 1),
+        (Ending(failure="cannot start /x: exec: no such file"), {"SERVICE_RESULT": "exit-code"}, 1),
+    ],
+)  # fmt: skip
+def test_what_stop_post_and_an_essential_service_tell(  # P6 H6
+    ending: Ending, told: dict[str, str], status: int
+) -> None:
+    assert ending.environment(OK) == told
+    assert ending.exit_status(OK) == status
+
+
 names = st.sampled_from(["HUP", "INT", "TERM", "PIPE", "KILL", "SEGV", "USR1", "RTMIN+3"])
 endings = st.one_of(
     st.builds(Ending, status=st.integers(0, 255), cause=st.sampled_from(["", "x"]), left_traffic=st.booleans(),
-              lived_s=st.floats(0, 1e9)),
-    st.builds(Ending, signal=names, cause=st.sampled_from(["", "x"]), left_traffic=st.booleans()),
-    st.builds(Ending, failure=st.just("x")),
+              lived_s=st.floats(0, 1e9), result=st.just("")),
+    st.builds(Ending, signal=names, cause=st.sampled_from(["", "x"]), left_traffic=st.booleans(),
+              result=st.sampled_from(["", "timeout", "watchdog", "something new"])),
+    st.builds(Ending, failure=st.just("x"), result=st.sampled_from(["", "exit-code", "signal", "resources"])),
+    st.builds(Ending, status=st.integers(0, 1), unready=st.booleans(), at_once=st.booleans()),
 )  # fmt: skip
 
 
@@ -458,10 +554,10 @@ def test_the_walk_knows_every_judgement(
     lives: list[Ending], on_demand: bool, wish_up: bool, again: bool, policy: str, limit: RateSpec | None
 ) -> None:
     """World.ends() says what an exit can become; judge_exit says nothing else, and its delay is in bounds."""
-    world = World(TRANSITIONS, on_demand=on_demand, notify=True)
-    now = Now(S.READY, process=True, wish_up=wish_up, again=again)
+    world = World(TRANSITIONS, on_demand=on_demand, timed=True, stop_post=False)
     history = History()
     for i, ending in enumerate(lives):
+        now = Now(S.STOPPING if ending.at_once else S.READY, process=True, wish_up=wish_up, again=again)
         event, delay_s = judge(
             ending, on_demand=on_demand, wish_up=wish_up, again=again, history=history, now=float(i),
             policy=cast(Restart, policy), limit=limit,
@@ -471,14 +567,149 @@ def test_the_walk_knows_every_judgement(
         assert limit is None or len(history.starts) <= limit.count
 
 
+def test_unhealthy_is_started_at_once_as_far_as_the_limit_allows() -> None:
+    history, ending = History(), Ending(signal="TERM", cause="unhealthy: 3 of 3 checks failed", at_once=True)
+    policy: dict[str, Any] = {"policy": "no", "limit": RateSpec(2, 10.0), "history": history}
+    assert [judge(ending, now=now, **policy) for now in (0.0, 1.0)] == [(E.EXIT_AGAIN, 0.0)] * 2
+    assert judge(ending, now=2.0, **policy) == (E.EXIT_GIVE_UP, 0.0)
+    assert judge(ending, now=2.0, wish_up=False, **policy)[0] is E.EXIT_STOPPED
+    assert judge(ending, now=11.0, on_demand=True, **policy)[0] is E.EXIT_AGAIN
+
+
 @pytest.mark.parametrize(
     ("ending", "text"),
     [
         (Ending(status=78, lived_s=0.2), "exited with status 78 after 0.2 s"),
         (Ending(signal="KILL", lived_s=12.34), "was killed by KILL after 12.3 s"),
         (Ending(signal="TERM", cause="start timeout"), "was killed by TERM after 0.0 s (start timeout)"),
+        (Ending(status=0, lived_s=0.2, unready=True), "exited with status 0 after 0.2 s, before it was ready"),
         (Ending(failure="cannot start /x: exec: no such file"), "cannot start /x: exec: no such file"),
     ],
 )
 def test_endings_for_people(ending: Ending, text: str) -> None:
     assert str(ending) == text
+
+
+# --- long walks against a plain model
+
+
+@dataclass
+class Model:
+    """What an operator would say of a service, without table, effects or judgement: the four things that count."""
+
+    on_demand: bool
+    restarts: bool
+    wish_up: bool = True
+    runs: bool = False
+    stopping: bool = False
+    rests: str = "listening"  # where it is when nothing runs
+
+    def state(self) -> str:
+        if self.runs:
+            return "stopping" if self.stopping else "up"
+        return self.rests if self.wish_up else "stopped"
+
+
+def random_walk(seed: int, steps: int) -> None:
+    """Orders, traffic, exits and time in any order: table and judge_exit say what the model says."""
+    chance = random.Random(seed)
+    on_demand, stop_post = chance.random() < 0.5, chance.random() < 0.5
+    policy = RestartPolicy(
+        policy=chance.choice(["no", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog", "always"]),
+        limit=chance.choice([None, RateSpec(3, 5.0)]),
+    )
+    world = World(TRANSITIONS, on_demand=on_demand, timed=chance.random() < 0.5, stop_post=stop_post)
+    history, clock, again = History(), 0.0, False
+    begin = E.LISTEN if on_demand else E.START
+    now = world.dispatch(Now(S.STOPPED), begin)
+    model = Model(on_demand, policy.policy != "no", runs=not on_demand)
+
+    def end(now: Now) -> Now:
+        nonlocal again
+        ending = chance.choice([Ending(status=0), Ending(status=1), Ending(signal="KILL"), Ending(failure="x"),
+                                Ending(status=0, left_traffic=True), Ending(status=1, lived_s=99.0)])  # fmt: skip
+        if now.state is S.STOPPING and chance.random() < 0.3:
+            ending = ending._replace(cause="x", result=chance.choice(["timeout", "watchdog"]))
+        event, _ = judge_exit(ending, on_demand=on_demand, wish_up=now.wish_up, again=again, policy=policy,
+                              history=history, now=clock)  # fmt: skip
+        restarted, again = again, False
+        model.runs = restarted
+        model.stopping = False
+        row = ending.outcome(policy.success_status)
+        restarts = row in RESTARTED_BY[policy.policy]
+        unhealthy = ending.left_traffic or ending.failure is not None
+        if event is E.EXIT_GIVE_UP and policy.limit is not None and (restarts or (on_demand and unhealthy)):
+            assert len(history.starts) == policy.limit.count
+            model.rests = "failed"
+        elif restarts or (on_demand and unhealthy):
+            model.rests = "backoff"
+        elif on_demand:
+            model.rests = "listening"
+        else:
+            model.rests = "done" if ending.clean(policy.success_status) else "failed"
+        return world.dispatch(dataclasses.replace(now, process=False, again=False, post=False), event)
+
+    for _ in range(steps):
+        clock += chance.choice([0.0, 0.01, 1.0, 60.0])
+        step = chance.choice(["start", "stop", "restart", "exit", "kill", "traffic", "time", "ready"])
+        if step == "start" or (step == "restart" and not now.process):
+            again = again or now.state is S.STOPPING
+            history = History()
+            now = world.dispatch(dataclasses.replace(now, wish_up=True, again=again), E.START)
+            model.wish_up = model.runs = True
+        elif step == "stop":
+            again = False
+            now = world.dispatch(dataclasses.replace(now, wish_up=False, again=False), E.STOP)
+            model.wish_up, model.stopping = False, model.runs
+        elif step == "restart":
+            again = True
+            now = dataclasses.replace(now, wish_up=True, again=True)
+            if now.state is not S.STOPPING:
+                now = world.dispatch(now, E.STOP)
+            model.wish_up = model.stopping = True
+        elif step in ("exit", "kill") and now.process:
+            if step == "kill" and now.state is not S.STOPPING:
+                now = world.dispatch(now, E.FAIL)
+                model.stopping = True
+            elif stop_post and not now.post:
+                now = world.dispatch(dataclasses.replace(now, process=False), E.ENDED)
+                model.stopping = True
+            else:
+                now = end(now)
+        elif step == "ready" and now.state is S.STARTING:
+            now = world.dispatch(now, E.READY)
+        elif step == "traffic" and now.watched:
+            now = world.dispatch(now, E.TRAFFIC)
+            model.runs = True
+        elif step == "time" and now.timer is F.ARM_DELAY:
+            listens = on_demand and not model.restarts
+            now = world.dispatch(dataclasses.replace(now, timer=None), E.LISTEN if listens else E.DELAY_OVER)
+            model.runs, model.rests = not listens, "listening"
+        elif step == "time" and now.timer is not None:
+            model.stopping = True
+            now = world.dispatch(dataclasses.replace(now, timer=None), E.TIMEOUT)
+        check(now, timed=world.timed)
+        shown = "up" if now.state in (S.STARTING, S.READY) else now.state.value
+        assert shown == model.state(), (seed, step, now, model)
+
+
+ROWS = {"clean": "success", "unclean-code": "exit-code", "unclean-signal": "signal"}
+RESTARTED_BY: dict[str, set[str]] = {}
+for _row, _policy, _restarts in rows():
+    RESTARTED_BY.setdefault(_policy, set())
+    if _restarts:
+        RESTARTED_BY[_policy].add(ROWS.get(_row, _row))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_ten_thousand_steps(seed: int) -> None:  # G13
+    random_walk(seed, 500)
+
+
+# --- the manual
+
+
+def test_the_manual_shows_the_table() -> None:
+    page = update_manual.PAGE.read_text()
+    assert update_manual.updated(page) == page, "run `make man`"
+    assert max(map(len, update_manual.drawing().replace("\\-", "-").splitlines())) <= update_manual.COLUMNS

@@ -18,6 +18,7 @@ from superd.core.plan import (
     connection_environment,
     listen_environment,
     plan_program,
+    watchdog_environment,
 )
 from superd.core.spec import Address, Output, ServiceSpec, SocketSpec
 
@@ -217,10 +218,11 @@ def test_a_client_that_has_gone_leaves_variables_out() -> None:  # A5
 
 @pytest.mark.parametrize("path", ["/run/client", "@abstract", None])
 def test_unix_connection(path: str | None) -> None:  # PROTOCOLS.md 2.2: never REMOTE_PORT; no name, no REMOTE_ADDR
-    facts = {"uid": "1000", "gid": "100", "number": "2", "remote": "", "remote_port": ""}
+    facts = {"uid": "1000", "gid": "100", "pid": "5", "number": "2", "remote": "", "remote_port": ""}
     named = {} if path is None else {"path": path}
     assert connection_environment("unix", {**facts, **named}) == {
         "PROTO": "IPC", "IPCREMOTEEUID": "1000", "IPCREMOTEEGID": "100", "IPCCONNNUM": "2",
+        "UNIXREMOTEEUID": "1000", "UNIXREMOTEEGID": "100", "UNIXREMOTEPID": "5",
         **({} if path is None else {"REMOTE_ADDR": path, "IPCREMOTEPATH": path}),
     }  # fmt: skip
 
@@ -242,3 +244,30 @@ def test_a_program_is_a_value() -> None:
     one, other = plan(service(sock("a"))), plan(service(sock("a")))
     assert one == other
     assert dataclasses.replace(one, argv=("/x",)) != other
+
+
+# --- what sd_notify(3) adds
+
+
+@pytest.mark.parametrize("protocols", [("systemd",), ("upstart", "einhorn", "catflap")])
+def test_stored_fds_follow_the_sockets(protocols: tuple[str, ...]) -> None:
+    """Only systemd's variables tell of them, and they do even where the file names other protocols."""
+    stored = dataclasses.replace(program("a", "b", protocols=protocols), stored=("x", "stored"))
+    found = listen_environment(stored, 5, None)
+    assert (found["LISTEN_FDS"], found["LISTEN_FDNAMES"]) == ("4", "a:b:x:stored")
+    assert found.get("UPSTART_FDS", "3 4") == "3 4"
+    assert found.get("EINHORN_FD_COUNT", "2") == "2"
+
+
+def test_stored_fds_alone() -> None:  # systemd#29670: the socket is at 0
+    stored = dataclasses.replace(program(protocols=("systemd", "einhorn")), stdio=True, stored=("x",))
+    assert listen_environment(stored, 5, 6) == {
+        "LISTEN_FDS": "1", "LISTEN_PID": "5", "LISTEN_FDNAMES": "x", "LISTEN_PIDFDID": "6",
+    }  # fmt: skip
+
+
+def test_watchdog() -> None:  # PROTOCOLS.md 2.6
+    assert watchdog_environment(program("a"), 5) == {}
+    watched = dataclasses.replace(program("a"), watchdog_usec=30_000_000)
+    assert watchdog_environment(watched, 5) == {"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "5"}
+    assert Program.from_json(json.loads(json.dumps(watched.to_json()))) == watched
