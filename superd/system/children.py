@@ -22,7 +22,13 @@ import signal
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from superd.core.messages import STAGES
-from superd.core.plan import CONNECTION_VARIABLES, LISTEN_FDS_START, Program, listen_environment
+from superd.core.plan import (
+    CONNECTION_VARIABLES,
+    LISTEN_FDS_START,
+    Program,
+    listen_environment,
+    watchdog_environment,
+)
 
 
 class StartError(Exception):
@@ -153,7 +159,8 @@ def fork_exec(
     log: int | None,
     prepare: Callable[[], tuple[Mapping[str, str], int | None]],
 ) -> tuple[int, int]:
-    """Fork a child that execs the program with `passed` at 0 and 1 (stdio) or from 3 on.
+    """Fork a child that execs the program with `passed` from 3 on; with stdio the first of them is at 0 and 1, and
+    where the program has a `ready_fd` the last stands there.
 
     `prepare` runs in the child when only its fds are left, so that a low file limit cannot hinder it: it resets
     signals and enters the context, raises StartError, and returns the user's variables and the child's pidfd inode.
@@ -182,6 +189,7 @@ def fork_exec(
         _open_outputs(program)
         merged = {**program.base_environment, **user, **program.environment, **environment}
         merged |= listen_environment(program, os.getpid(), inode)
+        merged |= watchdog_environment(program, os.getpid())
         # upstart and UCSPI both have a PROTO: with a connection it is UCSPI's.
         merged |= {name: value for name, value in environment.items() if name in CONNECTION_VARIABLES}
         _exec(program, merged)
@@ -200,7 +208,15 @@ def _place(program: Program, passed: Sequence[int], log: int | None, report: int
 
     First everything is copied above the highest target, then down: a source may itself stand at a target (O5).
     """
-    last = LISTEN_FDS_START + (0 if program.stdio else len(passed))
+    ready_fd = program.ready_fd
+    numbered = 1 if program.stdio else 0  # the first of `passed` that stands at 3
+    end = len(passed) - (ready_fd is not None)
+    first_free = LISTEN_FDS_START + end - numbered
+    if ready_fd is not None and ready_fd < first_free:  # only now it is known how many there are
+        raise StartError(
+            "descriptors", 0, f"fd {ready_fd}, for readiness, is a socket's: the first free one is {first_free}"
+        )
+    last = first_free if ready_fd is None else max(first_free, ready_fd + 1)
     try:
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, last + 1) for fd in passed]
         high_log = None if log is None else fcntl.fcntl(log, fcntl.F_DUPFD_CLOEXEC, last + 1)
@@ -214,14 +230,32 @@ def _place(program: Program, passed: Sequence[int], log: int | None, report: int
                 os.dup2(high_log, number)
             elif output.kind != "inherit":
                 os.dup2(null, number)
-        if not program.stdio:
-            for number, fd in enumerate(high, LISTEN_FDS_START):
-                os.dup2(fd, number)
+        for number, fd in enumerate(high[numbered:end], LISTEN_FDS_START):
+            os.dup2(fd, number)
+        os.closerange(first_free, last)
+        if ready_fd is not None:
+            os.dup2(high[-1], ready_fd)
         os.dup2(report, last, inheritable=False)
         os.closerange(last + 1, 1 << 20)
     except OSError as error:
         raise StartError("descriptors", error.errno or 0) from None
     return last
+
+
+def place_connection(program: Program, connection: int, log: int | None) -> None:
+    """In a forked child that goes on without exec: the connection at 0 and 1, its output at 2. Raises StartError."""
+    try:
+        os.dup2(connection, 0)
+        os.dup2(connection, 1)
+        if program.stderr.kind == "log" and log is not None:
+            os.dup2(log, 2)
+        elif program.stderr.kind == "socket":
+            os.dup2(connection, 2)
+        elif program.stderr.kind != "inherit":
+            os.dup2(Null().fd, 2)
+    except OSError as error:
+        raise StartError("descriptors", error.errno or 0) from None
+    _open_outputs(program)
 
 
 def _open_outputs(program: Program) -> None:
@@ -298,7 +332,7 @@ def signal_child(pid: int, signo: int, *, group: bool) -> bool:
     send = os.killpg if group else os.kill
     try:
         send(pid, signo)
-        if signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        if signo in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT):
             send(pid, signal.SIGCONT)
     except ProcessLookupError:
         return False

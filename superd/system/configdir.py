@@ -15,17 +15,20 @@ import os
 import pwd
 import re
 import stat
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from superd.core import schema
 from superd.core.document import MAX_BYTES
 from superd.core.kinds import NAME
 from superd.core.machine import FileFacts
-from superd.core.problems import Problem, Severity
+from superd.core.problems import Problem
 from superd.core.schema import Role, SourceFile
 from superd.core.spec import Snapshot
 
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*@?\.toml", re.A)
+_TICK_NS = 50_000_000  # more than the grain of a file's times, 4 ms at CONFIG_HZ=250
 _HEAD = 256  # bytes of a program that tell how the kernel starts it: BINPRM_BUF_SIZE
 
 
@@ -54,24 +57,177 @@ def read(paths: Sequence[str], *, is_root: bool | None = None) -> tuple[list[Sou
     A path is a directory with conf.d or superd.toml in it, a conf.d itself, or one .toml file. Names in a directory
     are sorted. Problems of a service's file, or of a change to it, name the service: it must not run.
     """
-    reader = _Reader(os.geteuid() == 0 if is_root is None else is_root)
-    for path in paths:
-        reader.path(os.path.normpath(path))
-    return reader.files, reader.problems
+    found = Scanner(paths, is_root=is_root).scan()
+    return found.files, found.problems
 
 
-class _Reader:
-    def __init__(self, is_root: bool) -> None:
-        self.trust = Trust(frozenset({0})) if is_root else None
-        self.files: list[SourceFile] = []
-        self.problems: list[Problem] = []
-        self.seen: set[str] = set()
+Hints = frozenset[str]  # paths of files that may be other ones now; "" is any
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What is on disk.
+
+    unreadable  directories, as they were named, of which it cannot be told what is in them now
+    watch       directory -> name in it, None for every one -> what may be another then, for hints; a hint that ends
+                in "/" wants the name added
+    """
+
+    files: list[SourceFile]
+    problems: list[Problem]
+    unreadable: frozenset[str]
+    watch: dict[str, dict[str | None, set[str]]]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A service's file and the changes to it, or superd.toml. places: (directory, name) that symbolic links go by."""
+
+    files: list[SourceFile] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    places: set[tuple[str, str]] = field(default_factory=set)
+    changes: str = ""  # the directory of changes, if there is one
+
+
+class Given:
+    """A service that stands in no file; looks like a Scanner."""
+
+    def __init__(self, source: SourceFile) -> None:
+        self.source = source
+
+    def scan(self, hints: Hints | None = None) -> Scan:
+        return Scan([self.source], [], frozenset(), {})
+
+
+class Scanner:
+    """Reads the same paths again and again: what is the same by inode, size, times, mode and owner is not read again.
+
+    A file whose change is younger than the clock that stamps it can tell is read each time (FAILURES K19).
+    """
+
+    def __init__(self, paths: Sequence[str], *, is_root: bool | None = None) -> None:
+        self.paths = [os.path.normpath(path) for path in paths]
+        self.is_root = os.geteuid() == 0 if is_root is None else is_root
+        self.trust: Trust | None = None
+        self._parts: list[tuple[str, dict[str, _Entry]]] = []  # directory ("" for files that are named), its entries
+        self._known: dict[str, tuple[tuple[int, ...] | None, SourceFile]] = {}
+        self._used: dict[str, tuple[tuple[int, ...] | None, SourceFile]] = {}
+        self._conf_dirs: dict[str, tuple[str, ...]] = {}  # the last that could be read
+        self._has_conf_d: set[str] = set()
+        self._unreadable: set[str] = set()
+        self._problems: list[Problem] = []  # of whole directories
+        self._seen: set[str] = set()
+        self._entry = _Entry()
+        self._names: dict[str, frozenset[str]] = {}  # in a directory, when its entries were put in order
+        self._watched: dict[str, dict[str | None, set[str]]] | None = None
+
+    def scan(self, hints: Hints | None = None) -> Scan:
+        """Everything, or what `hints` name and the rest as it was.
+
+        Raises OSError when there are no fds or no memory: that says nothing about the files.
+        """
+        try:
+            return self._scan(hints)
+        except OSError:
+            self._parts = []  # half of it
+            raise
+
+    def _scan(self, hints: Hints | None) -> Scan:
+        self.trust = Trust(frozenset({0})) if self.is_root else None
+        if hints is None or not self._parts or not self._look_at(hints):
+            self._used = {}
+            self._parts, self._problems = [], []
+            self._seen, self._unreadable = set(), set()
+            for path in self.paths:
+                self.path(path)
+            self._known = self._used
+            self._names = {directory: frozenset(part) for directory, part in self._parts}
+            self._watched = None
+        files: list[SourceFile] = []
+        problems = list(self._problems)
+        for _, part in self._parts:
+            for entry in part.values():
+                files += entry.files
+                if entry.problems:
+                    problems += entry.problems
+        return Scan(files, problems, frozenset(self._unreadable), self._watch())
+
+    def _look_at(self, hints: Hints) -> bool:
+        """False: that needs a full scan."""
+        parts = dict(self._parts)
+        wanted: dict[str, set[str]] = {}
+        for hint in hints:
+            directory, name = os.path.split(hint)
+            name = name.removesuffix(".d")
+            if directory not in parts or name in ("superd.toml", "conf.d") or directory in self._unreadable:
+                return False
+            if not _is_ignored(name):
+                wanted.setdefault(directory, set()).add(name)
+        for directory, names in wanted.items():
+            part = parts[directory]
+            for name in names:
+                path = os.path.join(directory, name)
+                was = part.get(name, _Entry())
+                for source in was.files:
+                    self._known[source.path] = None, source  # to be read, whatever its times say
+                if not os.path.lexists(path):
+                    part.pop(name, None)
+                    self._names[directory] -= {name}
+                    now = _Entry()
+                else:
+                    now = part[name] = self.entry(directory, name)
+                if (was.places, was.changes) != (now.places, now.changes):
+                    self._watched = None
+                for source in was.files:
+                    if source.path not in {one.path for one in now.files}:
+                        self._known.pop(source.path, None)
+            if not names <= self._names.get(directory, frozenset()):
+                ordered = sorted(part.items())
+                part.clear()
+                part.update(ordered)
+                self._names[directory] = frozenset(part)
+        return True
+
+    def _watch(self) -> dict[str, dict[str | None, set[str]]]:
+        if self._watched is None:
+            self._watched = self._find_watched()
+        return self._watched
+
+    def _find_watched(self) -> dict[str, dict[str | None, set[str]]]:
+        found: dict[str, dict[str | None, set[str]]] = {}
+
+        def add(directory: str, name: str | None, hint: str) -> None:
+            found.setdefault(directory, {}).setdefault(name, set()).add(hint)
+
+        for path in self.paths:
+            # Whoever replaces a directory tells nothing there: its name has to be watched where it stands (K5).
+            for watched in (path, os.path.join(path, "conf.d"), os.path.join(path, "superd.toml")):
+                for directory, name in _way(os.path.abspath(watched)):
+                    add(directory, name, "")
+            add(*os.path.split(os.path.dirname(os.path.abspath(path))), "")
+        for directory, part in self._parts:
+            if directory:
+                for where, one in _way(os.path.abspath(directory)):
+                    add(where, one, "")
+                add(os.path.realpath(directory), None, f"{directory}/")
+            for name, entry in part.items():
+                path = os.path.join(directory, name)
+                for where, one in entry.places:
+                    add(where, one, path if directory else "")
+                if entry.changes:
+                    add(entry.changes, None, path if directory else "")
+                if not directory:
+                    for where, one in _way(os.path.abspath(path)):
+                        add(where, one, "")
+                    add(os.path.dirname(os.path.abspath(path)), f"{name}.d", "")
+        return found
 
     def path(self, path: str) -> None:
         try:
             is_directory = stat.S_ISDIR(os.stat(path).st_mode)
         except (OSError, ValueError) as error:
             if not os.path.islink(path):
+                self._unreadable |= {path, os.path.join(path, "conf.d"), *self._conf_dirs.get(path, ())}
                 self.problem("unreadable", f"cannot read {path}: {_reason(error)}", path)
                 return
             is_directory = False
@@ -85,53 +241,70 @@ class _Reader:
             why = f"{name!r} is not the name of a service file: it is NAME.toml, NAME of a-z 0-9 _ . -, at most 63"
             self.problem("bad-name", why, path)
         else:
+            self._entry = _Entry()
             self.service(path, name.removesuffix(".toml"))
+            self._parts.append(("", {path: self._entry}))
 
     def directory(self, path: str) -> None:
         main, conf_d = os.path.join(path, "superd.toml"), os.path.join(path, "conf.d")
-        if not os.path.lexists(main) and not os.path.lexists(conf_d):
+        if os.path.lexists(conf_d):
+            self._has_conf_d.add(path)
+        if not os.path.lexists(main) and path not in self._has_conf_d:
             self.conf_d(path)
             return
-        dirs = [conf_d] if os.path.lexists(conf_d) else []
+        # A conf.d that was there and is not has not become an empty one: somebody is about to put another in its place.
+        dirs = [conf_d] if path in self._has_conf_d else []
         if os.path.lexists(main):
             dirs += self.daemon(main)
         for found in dirs:
             self.conf_d(found)
 
     def daemon(self, path: str) -> tuple[str, ...]:
-        """superd.toml; the directories that it names."""
+        """superd.toml; the directories that it names, or named when it could be read last."""
+        self._entry = _Entry()
         source = self.file(path, "daemon", "superd", None)
-        if source is None:
-            return ()
-        return schema.conf_dirs(source)
+        self._parts.append(("", {path: self._entry}))
+        dirs = None if source is None else schema.conf_dirs(source)
+        if dirs is not None:
+            self._conf_dirs[path] = dirs
+        return self._conf_dirs.get(path, ())
 
     def conf_d(self, path: str) -> None:
         real = os.path.realpath(path)
-        if real in self.seen:
+        if real in self._seen:
             return
-        self.seen.add(real)
-        if self.trust and (why := self.trust.directory(real)):
-            self.problem("not-trusted", f"cannot trust {path}, nothing in it is read: {why}", path)
-            return
+        self._seen.add(real)
+        part: dict[str, _Entry] = {}
+        self._parts.append((path, part))
         try:
+            if self.trust and (why := self.trust.directory(real)):
+                self.problem("not-trusted", f"cannot trust {path}, nothing in it is read: {why}", path)
+                self._unreadable.add(path)
+                return
             names = sorted(os.listdir(path))
         except OSError as error:
+            _raise_if_out_of_resources(error)
             self.problem("unreadable", f"cannot read {path}: {_reason(error)}", path)
+            self._unreadable.add(path)
             return
-        lower = {name for name in names if name == name.lower()}
         for name in names:
-            if _is_ignored(name) or (name == "superd.toml" and os.path.basename(path) != "conf.d"):
-                continue
-            here = os.path.join(path, name)
-            stem = name.removesuffix(".toml")
-            if _FILE.fullmatch(name) and NAME.fullmatch(stem.removesuffix("@")):
-                self.service(here, stem)
-            elif name != name.lower() and name.lower() in lower:
-                twin = os.path.join(path, name.lower())
-                self.problem("duplicate-name", f"{here} differs from {twin} in case only: {twin} counts", here)
-            else:
-                why = f"{name!r} is passed over: the name of a service is of a-z 0-9 _ . -, at most 63 characters"
-                self.problem("bad-name", why, here, severity="warning")
+            if not _is_ignored(name) and (name != "superd.toml" or os.path.basename(path) == "conf.d"):
+                part[name] = self.entry(path, name)
+
+    def entry(self, directory: str, name: str) -> _Entry:
+        """What a name in a conf.d is."""
+        self._entry = found = _Entry()
+        here = os.path.join(directory, name)
+        stem = name.removesuffix(".toml")
+        if _FILE.fullmatch(name) and NAME.fullmatch(stem.removesuffix("@")):
+            self.service(here, stem)
+        elif name != name.lower() and os.path.lexists(twin := os.path.join(directory, name.lower())):
+            why = f"{here} differs from {twin} in case only: {twin} counts"
+            found.problems.append(Problem("duplicate-name", why, here))
+        else:
+            why = f"{name!r} is passed over: the name of a service is of a-z 0-9 _ . -, at most 63 characters"
+            found.problems.append(Problem("bad-name", why, here, severity="warning"))
+        return found
 
     def service(self, path: str, name: str) -> None:
         """The file and the changes to it."""
@@ -139,13 +312,15 @@ class _Reader:
         changes = f"{path}.d"
         if source is None or not os.path.lexists(changes):
             return
+        self._entry.changes = os.path.realpath(changes)
         try:
             if self.trust and (why := self.trust.directory(os.path.realpath(changes))):
-                self.problem("not-trusted", f"cannot trust {changes}: {why}", changes, service=name)
+                self.entry_problem("not-trusted", f"cannot trust {changes}: {why}", changes, name)
                 return
             names = sorted(os.listdir(changes))
         except OSError as error:
-            self.problem("unreadable", f"cannot read {changes}: {_reason(error)}", changes, service=name)
+            _raise_if_out_of_resources(error)
+            self.entry_problem("unreadable", f"cannot read {changes}: {_reason(error)}", changes, name)
             return
         for change in names:
             if not _is_ignored(change):
@@ -153,25 +328,36 @@ class _Reader:
 
     def file(self, path: str, role: Role, name: str, service: str | None) -> SourceFile | None:
         try:
-            data = self.data(path)
+            source = self.source(path, role, name)
         except (OSError, ValueError) as error:
+            _raise_if_out_of_resources(error)
+            if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+                return None  # gone since its directory was read
             untrusted = isinstance(error, _UntrustedError)
             code, verb = ("not-trusted", "trust") if untrusted else ("unreadable", "read")
-            self.problem(code, f"cannot {verb} {path}: {_reason(error)}", path, service=service)
+            self.entry_problem(code, f"cannot {verb} {path}: {_reason(error)}", path, service)
             return None
-        source = SourceFile(path, data, role, name)
-        self.files.append(source)
+        self._entry.files.append(source)
         return source
 
-    def data(self, path: str) -> bytes:
-        """The bytes of a regular file. Raises OSError; _UntrustedError where somebody else could have written it."""
+    def source(self, path: str, role: Role, name: str) -> SourceFile:
+        """A regular file. Raises OSError; _UntrustedError where somebody else could have written it."""
         real = path
         if self.trust:
             self.trusted_directory(path)
         if os.path.islink(path):
+            way = _way(os.path.abspath(path))
+            self._entry.places.update(way)
             real = os.path.realpath(path)
             if self.trust:
                 self.trusted_directory(real)
+                for directory, one in way:
+                    if why := self.trust.link(directory, one):
+                        raise _UntrustedError(why)
+        was, known = self._known.get(path, (None, None))
+        if known is not None and was is not None and was == _signature(os.lstat(real)) and known.role == role:
+            self._used[path] = was, known
+            return known
         # O_NONBLOCK: opening a FIFO must not wait for its writer. What is checked is what was opened, not its name.
         fd = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
@@ -185,29 +371,78 @@ class _Reader:
             data = b""
             while chunk := os.read(fd, MAX_BYTES + 1 - len(data)):
                 data += chunk
-            return data
         finally:
             os.close(fd)
+        source = SourceFile(path, data, role, name)
+        if known == source:
+            source = known
+        young = facts.st_ctime_ns > time.time_ns() - _TICK_NS
+        self._used[path] = self._known[path] = None if young else _signature(facts), source
+        return source
 
     def trusted_directory(self, path: str) -> None:
         assert self.trust is not None
         if why := self.trust.directory(os.path.dirname(os.path.abspath(path))):
             raise _UntrustedError(why)
 
-    def problem(
-        self, code: str, message: str, path: str, *, severity: Severity = "error", service: str | None = None
-    ) -> None:
-        self.problems.append(Problem(code, message, path, severity=severity, service=service))
+    def entry_problem(self, code: str, message: str, path: str, service: str | None) -> None:
+        self._entry.problems.append(Problem(code, message, path, service=service))
+
+    def problem(self, code: str, message: str, path: str) -> None:
+        self._problems.append(Problem(code, message, path))
+
+
+def _signature(facts: os.stat_result) -> tuple[int, ...]:
+    return (
+        facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_mode, facts.st_uid
+    )  # fmt: skip
+
+
+def _way(path: str) -> set[tuple[str, str]]:
+    """(directory, name) of what decides where an absolute path leads: itself, and each symbolic link on the way. Where
+    the way ends before its end, the name that is missing."""
+    found: set[tuple[str, str]] = set()
+    todo, here = path.strip("/").split("/"), "/"
+    links = 0
+    while todo and links < 40:
+        name = todo.pop(0)
+        if name in ("", ".", ".."):
+            here = os.path.dirname(here) if name == ".." else here
+            continue
+        full = os.path.join(here, name)
+        try:
+            target = os.readlink(full)
+        except OSError:
+            if not todo or not os.path.isdir(full):
+                found.add((here, name))
+                return found
+            here = full
+            continue
+        links += 1
+        found.add((here, name))
+        here = "/" if target.startswith("/") else here
+        todo = target.strip("/").split("/") + todo
+    return found
 
 
 class _UntrustedError(ValueError):
     pass
 
 
+def _raise_if_out_of_resources(error: Exception) -> None:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[:1].lower() + error.strerror[1:]
     return str(error)
+
+
+def is_ignored(name: str) -> bool:
+    """Whether what happens to a name in a conf.d means nothing: neither a file of a service nor changes to one."""
+    return _is_ignored(name.removesuffix(".d"))
 
 
 def _is_ignored(name: str) -> bool:
@@ -241,9 +476,19 @@ class Trust:
         facts = os.stat(path)
         sticky = above and facts.st_uid == 0 and facts.st_mode & stat.S_ISVTX
         if not sticky and (why := self.wrong(path, facts)):
-            return why
+            # A volume of Kubernetes is mode 0777; where nobody can write through the mount that is only a number.
+            if facts.st_uid not in self.owners or not os.statvfs(path).f_flag & os.ST_RDONLY:
+                return why
         parent = os.path.dirname(path)
         return None if parent == path else self.directory(parent, above=True)
+
+    def link(self, directory: str, name: str) -> str | None:
+        """Why somebody else could lead a symbolic link elsewhere. In a sticky directory that is its owner."""
+        path = os.path.join(directory, name)
+        facts = os.lstat(path)
+        if stat.S_ISLNK(facts.st_mode) and facts.st_uid not in self.owners:
+            return f"{path} belongs to {_user_name(facts.st_uid)}"
+        return self.directory(directory, above=True)
 
     def file(self, path: str) -> str | None:
         """The same of a file, an absolute path, by the name given and by the one it resolves to."""

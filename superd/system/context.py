@@ -11,6 +11,10 @@ import grp
 import os
 import pwd
 import resource
+import socket
+import struct
+
+from superd.core.capabilities import CAPABILITIES
 
 TYPE_CHECKING = False  # typing itself would cost the keeper memory; type checkers know the name
 if TYPE_CHECKING:
@@ -18,17 +22,15 @@ if TYPE_CHECKING:
 
     from superd.core.spec import Context
 
-_PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
-
-# By number, linux/capability.h.
-_CAPABILITIES = (
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
-    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
-    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
-    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
-    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
-    "CHECKPOINT_RESTORE",
-)  # fmt: skip
+_PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT = 38, 24, 8, 47  # linux/prctl.h
+_RLIMIT_LOCKS = 10  # asm-generic/resource.h; the module lacks the name
+_PR_CAP_AMBIENT_RAISE = 2
+_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18  # linux/mount.h
+_SYS_MOUNT_SETATTR = 442  # the same everywhere but on alpha
+_AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_IFREQ = struct.Struct("16sh22x")
 
 _IOPRIO_CLASSES = {"realtime": 1, "best-effort": 2, "idle": 3}
 _IOPRIO_WHO_PROCESS = 1
@@ -130,12 +132,12 @@ class _Identity:
 def enter(context: Context, *, nofile: tuple[int, int] | None) -> Entered:
     """Become what `context` says, irrevocably, and verify it. nofile: RLIMIT_NOFILE for services that set none (E20).
 
-    For a single-threaded process. The order: what needs privilege (score, limits, priorities), then identity,
-    then what is left of privilege goes, then the directory, which perhaps only the new user may enter. No fd is
-    opened once the limits are set: a child of the keeper may have more open than they allow.
+    For a single-threaded process. The order: what needs privilege (score, namespaces, limits, priorities), then
+    identity, then what is left of privilege goes, then the directory, which perhaps only the new user may enter. No fd
+    is opened once the limits are set: a child of the keeper may have more open than they allow.
 
-    A uid other than 0 ends with no capability at all, uid 0 with no inheritable or ambient one (E22). The oom
-    score is left as it is unless it is negative: a service must not be spared because superd is (E21).
+    A uid other than 0 ends with no capability but ambient ones, uid 0 with no others that are inheritable (E22). The
+    oom score is left as it is unless it is negative: a service must not be spared because superd is (E21).
 
     Raises ContextError. Then nothing may be executed any more: the caller reports and exits (E9).
     """
@@ -144,13 +146,22 @@ def enter(context: Context, *, nofile: tuple[int, int] | None) -> Entered:
         identity = _Identity(context)
         _libc()  # and what is imported later would be imported with the user's rights, under his limits
         _set_oom_score_adjust(context.oom_score_adjust)  # opens a file: the limit below may forbid that
+        _unshare(context)
         _set_limits(context, nofile)
         _set_scheduling(context)
         os.umask(context.umask)
+        if context.chroot is not None:
+            try:
+                os.chroot(context.chroot)
+            except OSError as error:
+                hint = _hint(error, "CAP_SYS_CHROOT")
+                raise _failed("sandbox", f"cannot make {context.chroot!r} the root directory{hint}", error) from None
         kept_groups = os.getgroups()
+        ambient = _bits(context.ambient_capabilities)
+        _limit_capabilities(context, ambient)
         _set_identity(identity)
-        _drop_privileges(identity.uid, context.no_new_privileges)
-        _verify(identity, kept_groups)
+        _drop_privileges(identity.uid, ambient, context.no_new_privileges)
+        _verify(identity, kept_groups, ambient)
         try:
             os.chdir(context.cwd)
         except (OSError, ValueError) as error:
@@ -246,7 +257,7 @@ def _set_limits(context: Context, nofile: tuple[int, int] | None) -> None:
 
 def set_limit(name: str, soft: int, hard: int | None) -> None:
     """setrlimit(2) by the name without RLIMIT_; -1 is no limit, hard None the one there is. Raises ContextError."""
-    which = getattr(resource, "RLIMIT_" + name.upper(), None)
+    which = _RLIMIT_LOCKS if name == "locks" else getattr(resource, "RLIMIT_" + name.upper(), None)
     if which is None:
         raise ContextError("limits", None, f"cannot set {name!r}: no such limit here")
     current_hard = resource.getrlimit(which)[1]
@@ -276,7 +287,7 @@ def _set_scheduling(context: Context) -> None:
         value = _IOPRIO_CLASSES[name] << 13 | int(level or 0)
         number = _SYS_IOPRIO_SET.get(os.uname().machine, 30)
         try:
-            _check(_libc().syscall(number, _IOPRIO_WHO_PROCESS, 0, value))
+            _check(_libc().syscall(_long(number), _long(_IOPRIO_WHO_PROCESS), _long(0), _long(value)))
         except OSError as error:
             raise _failed("scheduling", f"cannot set ioprio to {context.ioprio!r}", error) from None
     if context.cpu_affinity is not None:
@@ -333,13 +344,105 @@ def _may_set_groups() -> bool:
         return True
 
 
-def _drop_privileges(uid: int, no_new_privileges: bool) -> None:
+def _unshare(context: Context) -> None:
+    """Namespaces of its own, and the mounts in them: unshare(2), mount(2), mount_setattr(2)."""
+    mounts = context.private_tmp or context.read_only or context.read_write
+    flags = (_CLONE_NEWNS if mounts else 0) | (_CLONE_NEWNET if context.private_network else 0)
+    if not flags:
+        return
+    libc = _libc()
+    try:
+        _check(libc.unshare(flags))
+    except OSError as error:
+        what = " and ".join([*(["mounts"] if mounts else []), *(["network"] if context.private_network else [])])
+        raise _failed("sandbox", f"cannot have {what} of its own{_hint(error, 'CAP_SYS_ADMIN')}", error) from None
+    if context.private_network:
+        _raise_loopback()
+    if not mounts:
+        return
+    # Nothing that is done here may be seen outside.
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    for path in ("/tmp", "/var/tmp") if context.private_tmp else ():
+        if os.path.isdir(path) and not os.path.islink(path):
+            _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
+    # The longest path decides. Each is a mount of its own first, so that it can have an attribute of its own.
+    wanted = sorted([*((path, True) for path in context.read_only), *((path, False) for path in context.read_write)])
+    for path, _ in wanted:
+        if path != "/":
+            _mount(path, path, None, _MS_BIND | _MS_REC)
+    for path, read_only in wanted:
+        attributes = struct.pack("=QQQQ", read_only, not read_only, 0, 0)
+        try:
+            _check(libc.syscall(
+                _long(_SYS_MOUNT_SETATTR), _long(_AT_FDCWD), os.fsencode(path), _long(_AT_RECURSIVE), attributes,
+                _long(len(attributes)),
+            ))  # fmt: skip
+        except OSError as error:
+            mode = "read-only" if read_only else "writable"
+            raise _failed("sandbox", f"cannot make {path!r} {mode}{_hint(error, 'CAP_SYS_ADMIN')}", error) from None
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
+    try:
+        _check(_libc().mount(encoded[0], encoded[1], encoded[2], flags, encoded[3]))
+    except OSError as error:
+        raise _failed("sandbox", f"cannot mount at {target!r}{_hint(error, 'CAP_SYS_ADMIN')}", error) from None
+
+
+def _raise_loopback() -> None:
+    """A network namespace is born with its loopback interface down, netdevice(7)."""
+    import fcntl
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            _, flags = _IFREQ.unpack(fcntl.ioctl(sock, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0)))
+            fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+    except OSError as error:
+        raise _failed("sandbox", "cannot set up the loopback interface of its own network", error) from None
+
+
+def _limit_capabilities(context: Context, ambient: int) -> None:
+    """The bounding set, while we may; and that ambient ones survive the change of uid."""
+    effective, permitted, _ = _get_capabilities()
+    missing = [name for name in context.ambient_capabilities if not permitted & _bits((name,))]
+    if missing:
+        detail = f"cannot keep CAP_{', CAP_'.join(missing)}: superd does not have it"
+        raise ContextError("capabilities", None, detail)
+    try:
+        if context.capabilities is not None:
+            kept = _bits(context.capabilities) | ambient
+            for number in range(64):
+                if not kept >> number & 1 and _libc().prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == -1:
+                    _check_capability_drop(number)
+            if os.geteuid() == 0 and context.user in (None, 0, "root"):
+                needed = _bits(("SETGID", "SETUID", "SETPCAP"))  # for what follows; exec leaves the bounding set
+                _set_capabilities(effective & (kept | needed), permitted & (kept | needed), ambient)
+        if ambient:
+            _check(_libc().prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    except OSError as error:
+        raise _failed("capabilities", f"cannot limit capabilities{_hint(error, 'CAP_SETPCAP')}", error) from None
+
+
+def _check_capability_drop(number: int) -> None:
+    import ctypes
+
+    error = ctypes.get_errno()
+    if error != errno.EINVAL:  # EINVAL: this kernel has no such capability
+        raise OSError(error, os.strerror(error))
+
+
+def _drop_privileges(uid: int, ambient: int, no_new_privileges: bool) -> None:
     try:
         if uid == 0:
-            drop_inheritable()
+            effective, permitted, _ = _get_capabilities()
+            _set_capabilities(effective, permitted, ambient)
         else:
             # setresuid(2) drops them only on the way from 0, not where superd lives on ambient or file capabilities.
-            _set_capabilities(0, 0, 0)
+            _set_capabilities(ambient, ambient, ambient)
+        for number in range(ambient.bit_length()):
+            if ambient >> number & 1:
+                _check(_libc().prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0))
     except OSError as error:
         raise _failed("capabilities", "cannot drop capabilities", error) from None
     if no_new_privileges:
@@ -349,7 +452,7 @@ def _drop_privileges(uid: int, no_new_privileges: bool) -> None:
             raise _failed("sandbox", "cannot set no_new_privileges", error) from None
 
 
-def _verify(identity: _Identity, kept_groups: list[int]) -> None:
+def _verify(identity: _Identity, kept_groups: list[int], ambient: int) -> None:
     """Trust no return value where the price of a mistake is root (E8, E9)."""
     uids, gids, groups = os.getresuid(), os.getresgid(), set(os.getgroups())
     if uids != (identity.uid,) * 3:
@@ -359,7 +462,7 @@ def _verify(identity: _Identity, kept_groups: list[int]) -> None:
     if groups != (set(kept_groups) if identity.groups is None else identity.groups):
         raise ContextError("verify", None, f"cannot trust the groups: {sorted(groups)}")
     effective, permitted, inheritable = _get_capabilities()
-    if inheritable or (identity.uid != 0 and (effective or permitted)):
+    if inheritable != ambient or (identity.uid != 0 and (effective | permitted) != ambient):
         raise ContextError("verify", None, "cannot get rid of capabilities")
 
 
@@ -371,13 +474,11 @@ def has_capability(name: str) -> bool:
 
     Raises ValueError for a name that linux/capability.h did not know when this was written.
     """
-    return bool(_get_capabilities()[0] >> _CAPABILITIES.index(name.removeprefix("CAP_")) & 1)
+    return bool(_get_capabilities()[0] >> CAPABILITIES.index(name.removeprefix("CAP_")) & 1)
 
 
-def drop_inheritable() -> None:
-    """Empty the inheritable set, and with it the ambient one, which the kernel keeps inside (capabilities(7))."""
-    effective, permitted, _ = _get_capabilities()
-    _set_capabilities(effective, permitted, 0)
+def _bits(names: tuple[str, ...]) -> int:
+    return sum(1 << CAPABILITIES.index(name) for name in names)
 
 
 def set_no_new_privileges() -> None:
@@ -395,9 +496,16 @@ def _libc() -> ctypes.CDLL:
 
         _libc_cached = ctypes.CDLL(None, use_errno=True)
         _libc_cached.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-        _libc_cached.syscall.argtypes = [ctypes.c_long] * 4
+        _libc_cached.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
         _libc_cached.syscall.restype = ctypes.c_long
     return _libc_cached
+
+
+def _long(number: int) -> ctypes.c_long:
+    """An argument of syscall(2): without a type ctypes would pass 32 bits of the register."""
+    import ctypes
+
+    return ctypes.c_long(number)
 
 
 def _check(result: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -36,16 +37,15 @@ class Message:
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """VAR=VALUE lines; the first of a name counts. Empty for NUL inside, no UTF-8, or nothing to say (I1, I9)."""
+    """VAR=VALUE lines; the first of a name counts. Empty for NUL inside, or nothing to say (I1, I9).
+
+    What is no UTF-8 is replaced: it can only be text for people, and READY=1 beside it is meant all the same.
+    """
     data = data.removesuffix(b"\0")
     if b"\0" in data:
         return {}
-    try:
-        lines = data.decode().split("\n")
-    except UnicodeDecodeError:
-        return {}
     found: dict[str, str] = {}
-    for line in lines:
+    for line in data.decode(errors="replace").split("\n"):
         name, equals, value = line.partition("=")
         if equals and name:
             found.setdefault(name, value)
@@ -105,10 +105,10 @@ def close_socket(sock: socket.socket) -> None:
 
 
 def receive(sock: socket.socket) -> Message | None:
-    """The next message, None when there is none. Never raises: an error is a message that was lost (I2)."""
+    """The next message, None when there is none. Raises OSError for whatever else happens: try again later (I2)."""
     try:
         data, ancillary, flags, _ = sock.recvmsg(_TEXT_BYTES + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-    except OSError:
+    except BlockingIOError:
         return None
     message = Message(0, -1)
     for level, kind, payload in ancillary:
@@ -123,3 +123,42 @@ def receive(sock: socket.socket) -> Message | None:
     if not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) and len(data) <= _TEXT_BYTES and message.pid:
         message.fields = parse(data)
     return message
+
+
+# --- what stands in them
+
+_F_DUPFD_QUERY = 1027  # Linux 6.10
+_MAX_U64 = (1 << 64) - 1
+
+
+def number(text: str | None) -> int | None:
+    """A value that sd_notify(3) calls a decimal number: unsigned, 64 bits. None for anything else."""
+    if text is None or not text.isascii() or not text.isdecimal() or len(text) > 20:
+        return None
+    value = int(text)
+    return value if value <= _MAX_U64 else None
+
+
+def is_fd_name(name: str) -> bool:
+    """What sd_pid_notify_with_fds(3) takes as FDNAME: at most 255 printable ASCII characters, no colon."""
+    return 0 < len(name) <= 255 and name.isascii() and name.isprintable() and ":" not in name
+
+
+def is_same_file(fd: int, other: int) -> bool:
+    """Whether two fds are one open file. Before Linux 6.10 a guess: the same inode, opened with the same flags."""
+    with contextlib.suppress(OSError):
+        return fcntl.fcntl(fd, _F_DUPFD_QUERY, other) == 1
+    a, b = os.fstat(fd), os.fstat(other)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL), fcntl.fcntl(other, fcntl.F_GETFL)
+    return (a.st_dev, a.st_ino, a.st_mode) == (b.st_dev, b.st_ino, b.st_mode) and flags[0] == flags[1]
+
+
+def pid_of(pidfd: int) -> int | None:
+    """The process that a pidfd is of; None: it has gone, or the fd is none."""
+    try:
+        with open(f"/proc/self/fdinfo/{pidfd}", "rb") as file:
+            found = [line for line in file if line.startswith(b"Pid:")]
+    except OSError:
+        return None
+    pid = int(found[0].split()[1]) if found else -1
+    return pid if pid > 0 else None

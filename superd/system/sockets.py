@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from superd.core.spec import Address, SocketSpec
 
@@ -122,6 +123,8 @@ def bind_listener(
         try:
             if address.scheme == "fd":
                 return _take_inherited(spec, inherited)
+            if address.scheme == "tcpmux":
+                return [Bound(open_inbox(), address)]
             if not (address.is_unix or address.scheme == "fifo") or address.is_abstract:
                 _refuse_path_keys(spec)
             if address.is_abstract:
@@ -835,6 +838,41 @@ def peer_credentials(fd: int) -> tuple[int, int, int]:
     return pid, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF
 
 
+def datagram_sender(fd: int) -> str | None:
+    """Who sent the first datagram in the queue, an address as text; it stays there. None: there is none."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            sender = sock.recvfrom(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)[1]
+    except OSError:
+        return None
+    return str(sender[0]) if isinstance(sender, tuple) else None
+
+
+def tell_destination(fd: int) -> None:
+    """From now on datagrams say where they were sent to: `receive_datagram` wants to know."""
+    with _borrow(fd) as sock:
+        for level, option in ((socket.IPPROTO_IP, _IP_PKTINFO), (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO)):
+            with suppress(OSError):  # of the other family
+                sock.setsockopt(level, option, 1)
+
+
+def receive_datagram(fd: int) -> tuple[bytes, Any, bool] | None:
+    """(data, sender, sent to many) of the next datagram, None when there is none: a broadcast or multicast address is
+    told from the socket's own by IP_PKTINFO, ip(7). Errors that belong to earlier datagrams are passed over."""
+    with _borrow(fd) as sock:
+        try:
+            data, ancillary, _, sender = sock.recvmsg(65536, 256, socket.MSG_DONTWAIT)
+        except OSError:
+            return None
+    for level, kind, payload in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            own, destination = payload[4:8], payload[8:12]
+            return data, sender, own != destination
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and payload[0] == 0xFF:
+            return data, sender, True
+    return data, sender, False
+
+
 def drain_datagram(fd: int) -> bool:
     """Read one datagram and drop it, fds that come with it too. False: there was none. From a FIFO: what fits a page.
 
@@ -860,6 +898,37 @@ def drain_datagram(fd: int) -> bool:
             if error.errno not in IGNORABLE_ACCEPT_ERRNOS:
                 raise
     return True
+
+
+class Inbox(socket.socket):
+    """Where connections come from the tcpmux service instead of the kernel; used like a listener.
+
+    A UNIX datagram socket that is connected to itself: nobody else can send to it (EPERM, unix(7)), what waits in it
+    outlives the manager, and it is one fd.
+    """
+
+    def _accept(self) -> tuple[int, Any]:
+        """As socket.socket's: fd and peer. Raises BlockingIOError when there is none, or it has gone."""
+        _, fds, _, _ = socket.recv_fds(self, 1, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+        if not fds:
+            raise BlockingIOError
+        with _borrow(fds[0]) as client:
+            try:
+                return fds[0], client.getpeername()
+            except OSError:
+                os.close(fds[0])
+        raise BlockingIOError
+
+    def put(self, fd: int) -> None:
+        """The caller still owns fd. Raises OSError when too many wait."""
+        socket.send_fds(self, [b"\0"], [fd], socket.MSG_DONTWAIT)
+
+
+def open_inbox() -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("")  # a name of the kernel's choice
+        sock.connect(sock.getsockname())
+        return sock.detach()
 
 
 def listener_is_dead(fd: int) -> bool:
@@ -905,7 +974,10 @@ def _stage(stage: str, address: Address) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise BindError(errno.EINVAL, stage, address, _lower(str(error)), retry=False) from error
-        raise BindError(error.errno, stage, address) from error
+        reason = ""
+        if error.errno == errno.EACCES and stage == "bind" and address.is_ip and (address.port or 0) < 1024:
+            reason = "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE"
+        raise BindError(error.errno, stage, address, reason) from error
     except (OverflowError, ValueError) as error:  # a number that fits no C int, a NUL in a name
         raise BindError(errno.EINVAL, stage, address, _lower(str(error)), retry=False) from error
 

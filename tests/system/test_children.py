@@ -558,7 +558,7 @@ def test_signal_a_group(pair: tuple[socket.socket, socket.socket]) -> None:  # H
 
 
 @pytest.mark.parametrize("group", [True, False])
-def test_signal_what_has_gone(group: bool) -> None:  # G8
+def test_signal_what_has_gone(group: bool) -> None:  # G8 G7
     pid = in_child(os.getpid)
     assert signal_child(pid, signal.SIGTERM, group=group) is False
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from superd.core.problems import Problem
 from superd.core.spec import Snapshot
-from superd.system.configdir import RealMachine, default_config_paths, load_config, read
+from superd.system.configdir import RealMachine, Scan, Scanner, default_config_paths, load_config, read
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")
 
@@ -40,6 +44,23 @@ def only(conf: Path, name: str | None = "bad") -> Problem:
     assert len(snapshot.services) == 10 and len(problems) == 1, problems
     assert problems[0].service == name and set(snapshot.broken) == ({name} if name else set())
     return problems[0]
+
+
+def test_one_that_goes_while_the_directory_is_read(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not there any more, and that is no error; a link that leads nowhere is one."""
+    names = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        found = names(path)
+        (conf / "s3.toml").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    snapshot, problems = load(conf)
+    assert problems == [] and len(snapshot.services) == 9
+    (conf / "s4.toml").unlink()
+    (conf / "s4.toml").symlink_to("/nonexistent/s4.toml")
+    assert [problem.service for problem in load(conf)[1]] == ["s4"]
 
 
 def test_read_in_order_with_changes(conf: Path) -> None:
@@ -230,3 +251,116 @@ def test_default_paths() -> None:
     assert default_config_paths({}, 0) == ["/etc/superd"]
     assert default_config_paths({"HOME": "/home/u"}, 1000) == ["/home/u/.config/superd"]
     assert default_config_paths({"SUPERD_CONFIG": "/x"}, 0) == ["/x"]
+
+
+@needs_root
+def test_a_link_that_others_could_turn(conf: Path) -> None:  # K1 K6
+    """What it leads to now is root's own; on the way there is a directory, or a link, that is not."""
+    (conf / "s0.toml").rename(conf.parent / "real.toml")
+    between = conf.parent / "between"
+    between.mkdir()
+    (between / "link").symlink_to(conf.parent / "real.toml")
+    (conf / "s0.toml").symlink_to(between / "link")
+    assert not load(conf)[1]
+    between.chmod(0o777)
+    assert only_bad(conf, "s0").code == "not-trusted"
+    between.chmod(0o1777)
+    assert not load(conf)[1]
+    os.lchown(between / "link", 65534, 65534)
+    assert only_bad(conf, "s0").code == "not-trusted"
+
+
+def only_bad(conf: Path, name: str) -> Problem:
+    snapshot, (problem,) = load(conf)
+    assert set(snapshot.broken) == {name}
+    return problem
+
+
+# -- reading again
+
+
+def same(one: Scan, other: Scan) -> None:
+    assert one.files == other.files and one.unreadable == other.unreadable and one.watch == other.watch
+    assert sorted(map(str, one.problems)) == sorted(map(str, other.problems))
+
+
+@given(st.lists(st.tuples(st.sampled_from(["s1", "s2", "new", "s1.toml.d/x", "../superd", "Bad"]),
+                          st.sampled_from(["", "x = 1", "y = 2", None, "link", "fifo"])), max_size=6))  # fmt: skip
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_hints_are_enough(conf: Path, changes: list[tuple[str, str | None]]) -> None:
+    """To look at what has changed alone finds what a first look finds."""
+    scanner = Scanner([str(conf.parent)])
+    scanner.scan()
+    for name, what in changes:
+        path = Path(os.path.normpath(conf / f"{name}.toml"))
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        if what == "link":
+            path.symlink_to(conf.parent / "elsewhere")
+        elif what == "fifo":
+            os.mkfifo(path)
+        elif what is not None:
+            path.write_text(what)
+        entry = str(path) if ".toml.d" not in str(path) else str(path.parent).removesuffix(".d")
+        same(scanner.scan(frozenset({entry})), Scanner([str(conf.parent)]).scan())
+        same(scanner.scan(), Scanner([str(conf.parent)]).scan())
+
+
+def test_what_is_the_same_is_not_read_again(conf: Path) -> None:  # K19
+    """The same by its facts is the same value; a change that leaves size and times alone is seen all the same."""
+    time_to_settle(conf / "s9.toml")
+    scanner = Scanner([str(conf.parent)])
+    first = scanner.scan().files
+    assert all(one is other for one, other in zip(first, scanner.scan().files, strict=True))
+    path = conf / "s3.toml"
+    was, text = os.stat(path), path.read_text()
+    path.write_text(text.replace("cat", "dog"))
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    second = scanner.scan().files
+    assert [one is other for one, other in zip(first, second, strict=True)].count(False) == 1
+    assert b"dog" in second[3].data
+    path.write_text(text)
+    assert scanner.scan().files[3].data == first[3].data
+
+
+def time_to_settle(path: Path) -> None:
+    """Until a file is old enough for its times to tell whether it has changed."""
+    while os.stat(path).st_ctime_ns > time.time_ns() - 60_000_000:
+        select.select([], [], [], 0.01)
+
+
+def test_a_directory_that_cannot_be_read_is_told(conf: Path) -> None:
+    scanner = Scanner([str(conf.parent)])
+    scanner.scan()
+    conf.rename(conf.with_name("old"))
+    found = scanner.scan()
+    assert found.unreadable == {str(conf)} and not found.files and len(found.problems) == 1
+    conf.mkdir()
+    assert scanner.scan().unreadable == frozenset() and not scanner.scan().problems
+
+
+def test_broken_superd_toml_keeps_its_directories(conf: Path) -> None:
+    (conf.parent / "more").mkdir()
+    (conf.parent / "more" / "m.toml").write_text(TEXT.format("m"))
+    (conf.parent / "superd.toml").write_text('conf_dirs = ["more"]')
+    scanner = Scanner([str(conf.parent)])
+    assert len(scanner.scan().files) == 12
+    (conf.parent / "superd.toml").write_text('conf_dirs = ["mo')
+    assert len(scanner.scan().files) == 12
+    (conf.parent / "superd.toml").unlink()
+    assert len(scanner.scan().files) == 10
+
+
+def test_what_is_watched(conf: Path) -> None:  # K5 K6
+    (conf / "..v1").mkdir()
+    (conf / "..v1" / "x").write_text("")
+    (conf / "..data").symlink_to("..v1")
+    (conf / "k.toml").symlink_to("..data/x")
+    (conf / "s1.toml.d").mkdir()
+    base = str(conf.parent)
+    watch = Scanner([base]).scan().watch
+    assert watch[str(conf)][None] == {f"{conf}/"}
+    assert watch[base] == {"conf.d": {""}, "superd.toml": {""}}
+    assert watch[os.path.dirname(base)] == {"superd": {""}}
+    assert watch[str(conf)]["..data"] == watch[f"{conf}/..v1"]["x"] == {f"{conf}/k.toml"}
+    assert watch[f"{conf}/s1.toml.d"] == {None: {f"{conf}/s1.toml"}}

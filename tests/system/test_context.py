@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from forked import in_child
 
+from superd.core.capabilities import CAPABILITIES
 from superd.core.messages import STAGES
 from superd.core.spec import Context
 from superd.system import context as module
@@ -100,7 +101,7 @@ def without(*names: str) -> Callable[[], None]:
     def before() -> None:
         effective, permitted, _ = module._get_capabilities()
         for name in names:
-            lost = 1 << module._CAPABILITIES.index(name)
+            lost = 1 << CAPABILITIES.index(name)
             effective, permitted = effective & ~lost, permitted & ~lost
         module._set_capabilities(effective, permitted, 0)
 
@@ -514,7 +515,7 @@ def test_error_travels() -> None:  # F13
 def test_has_capability_is_what_proc_says() -> None:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
     effective = int(line.split()[1], 16)
-    for number, name in enumerate(module._CAPABILITIES):
+    for number, name in enumerate(CAPABILITIES):
         assert has_capability("CAP_" + name) == bool(effective >> number & 1)
     with pytest.raises(ValueError):
         has_capability("CAP_FLY")

@@ -17,7 +17,18 @@ from forked import in_child
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superd.system.notify import Message, address_of, close_socket, open_socket, parse, receive
+from superd.system.notify import (
+    Message,
+    address_of,
+    close_socket,
+    is_fd_name,
+    is_same_file,
+    number,
+    open_socket,
+    parse,
+    pid_of,
+    receive,
+)
 
 
 @pytest.fixture
@@ -66,6 +77,7 @@ GOOD: list[tuple[bytes, dict[str, str]]] = [
     (b"STATUS=first\nSTATUS=second", {"STATUS": "first"}),  # I9: the first counts
     (b"STATUS=\xc3\xbc\x1b[31m", {"STATUS": "ü\x1b[31m"}),  # what is shown is escaped there (I8)
     (b"STATUS=", {"STATUS": ""}),
+    (b"READY=1\nSTATUS=\xc3(\xff", {"READY": "1", "STATUS": "\ufffd(\ufffd"}),
     (b"READY=2", {"READY": "2"}),
     (b"MAINPID=-1\nWATCHDOG_USEC=1" + b"0" * 30, {"MAINPID": "-1", "WATCHDOG_USEC": "1" + "0" * 30}),
     (b"nonsense\n\nREADY=1", {"READY": "1"}),
@@ -73,8 +85,7 @@ GOOD: list[tuple[bytes, dict[str, str]]] = [
     (b"X=" + b"y" * 4094, {"X": "y" * 4094}),  # 4096 bytes
 ]
 BAD = [
-    b"", b"\0", b"READY", b"=1", b"=", b"\n", b"READY=1\0\0", b"\0READY=1", b"READY=1\nX=\0\n", b"STATUS=\xff",
-    b"READY=1\nSTATUS=\xc3", b"\xff\xfe",
+    b"", b"\0", b"READY", b"=1", b"=", b"\n", b"READY=1\0\0", b"\0READY=1", b"READY=1\nX=\0\n", b"\xff\xfe",
 ]  # fmt: skip
 
 
@@ -246,13 +257,14 @@ def test_truncated_control_data_drops_the_message(sock: socket.socket) -> None: 
 # --- the socket
 
 
-def test_an_error_is_a_message_that_was_lost(sock: socket.socket) -> None:  # I2
+def test_an_error_is_told(sock: socket.socket) -> None:  # I2
     class Broken(socket.socket):
         def recvmsg(self, *_: object) -> tuple[bytes, list[tuple[int, int, bytes]], int, object]:  # type: ignore[override]
             raise OSError(5, "injected")
 
     with Broken(fileno=os.dup(sock.fileno())) as broken:
-        assert receive(broken) is None
+        with pytest.raises(OSError, match="injected"):
+            receive(broken)
     send(sock, b"READY=1")
     assert received(sock).fields == {"READY": "1"}
 
@@ -306,3 +318,52 @@ def test_what_cannot_be_opened_leaks_nothing(directory: str) -> None:
     Path(directory, "notify", f"sub.{os.getpid()}").mkdir()
     with pytest.raises(OSError):
         open_socket(directory, "sub", os.geteuid(), os.getpid())
+
+
+# --- what stands in messages
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("7", 7), ("007", 7), ("18446744073709551615", (1 << 64) - 1), ("18446744073709551616", None),
+     ("1" + "0" * 30, None), ("-1", None), ("+1", None), ("", None), (" 1", None), ("1.5", None), ("0x10", None),
+     ("\u0661", None), (None, None)],
+)  # fmt: skip
+def test_numbers(text: str | None, value: int | None) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize("name", ["a", "stored", "a b", "x" * 255, "/=%"])
+def test_fd_names(name: str) -> None:
+    assert is_fd_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "a:b", ":", "x" * 256, "a\x7f", "a\tb", "\ufffd", "\xfc"])
+def test_no_fd_names(name: str) -> None:
+    assert not is_fd_name(name)
+
+
+def test_same_file() -> None:
+    """A duplicate is; another open of the same path, or the other end, is not."""
+    one, two = (os.open("/etc/passwd", os.O_RDONLY) for _ in range(2))
+    copy = os.dup(one)
+    a, b = socket.socketpair()
+    with a, b, a.dup() as other:
+        assert is_same_file(one, copy) and is_same_file(a.fileno(), other.fileno())
+        assert not is_same_file(a.fileno(), b.fileno()) and not is_same_file(one, a.fileno())
+        if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 10):
+            assert not is_same_file(one, two)
+    for fd in (one, two, copy):
+        os.close(fd)
+
+
+def test_pid_of_a_pidfd() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    pidfd = os.pidfd_open(child)
+    assert pid_of(pidfd) == child
+    os.waitpid(child, 0)
+    assert pid_of(pidfd) is None
+    assert pid_of(0) is None
+    os.close(pidfd)

@@ -258,7 +258,7 @@ def test_port_without_privilege() -> None:
         error = refused(spec(Address("tcp", "127.0.0.1", 80)))
         return [error.errno, error.retry, str(error)]
 
-    assert in_child(check) == [errno.EACCES, True, "permission denied"]
+    assert in_child(check) == [errno.EACCES, True, "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE"]
 
 
 # Options: what getsockopt says afterwards

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_a_name_may_hold_anything() -> None:
     def child() -> list[int]:
         with open("/proc/self/comm", "w") as file:
             file.write(") R 1 1 (")
-        row = tree._read(os.getpid())
+        row = tree.look(os.getpid())
         assert row is not None
         return [row.pid, row.parent, row.session, os.getpid(), os.getppid(), os.getsid(0)]
 
@@ -78,7 +79,7 @@ def test_a_name_may_hold_anything() -> None:
 def test_a_process_that_has_gone() -> None:
     pid = in_child(os.getpid)
     assert below(pid) == []
-    assert tree._read(pid) is None
+    assert tree.look(pid) is None
     assert environment_value(pid, "PATH") is None
 
 
@@ -93,7 +94,7 @@ def test_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:  # H12
 def test_a_pid_reused_during_the_look_makes_no_circle(monkeypatch: pytest.MonkeyPatch) -> None:  # F15, X29
     rows = {1: Process(1, 3, 1, 1, 0, False), 2: Process(2, 1, 1, 1, 0, False), 3: Process(3, 2, 1, 1, 0, False)}
     monkeypatch.setattr(os, "listdir", lambda _: [str(pid) for pid in rows])
-    monkeypatch.setattr(tree, "_read", rows.get)
+    monkeypatch.setattr(tree, "look", rows.get)
     assert {row.pid for row in below(1)} == {1, 2, 3}
 
 
@@ -107,3 +108,26 @@ def test_environment_as_started() -> None:
         found = {name: environment_value(process.pid, name) for name in (*env, "B", "FIRST")}
         process.stdin.close()
     assert found == {**env, "B": None, "FIRST": None}
+
+
+@pytest.mark.parametrize("end", [3 << 8, signal.SIGKILL])
+def test_exit_status_of_one_that_somebody_else_waits_for(end: int) -> None:
+    """Before it is reaped from /proc, afterwards from the pidfd where the kernel keeps it (Linux 6.15)."""
+    child = os.fork()
+    if child == 0:
+        if end == signal.SIGKILL:
+            os.kill(os.getpid(), end)
+        os._exit(end >> 8)
+    pidfd = os.pidfd_open(child)
+    select.select([pidfd], [], [])
+    assert tree.exit_status(child, pidfd) == end
+    assert os.waitpid(child, 0)[1] == end
+    known = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+    assert tree.exit_status(child, pidfd) == (end if known else None)
+    os.close(pidfd)
+
+
+def test_a_living_process_has_no_exit_status() -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    assert tree.exit_status(os.getpid(), pidfd) is None
+    os.close(pidfd)
