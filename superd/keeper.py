@@ -15,28 +15,34 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import select
 import signal
 import socket
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from dataclasses import fields as dataclass_fields
+from importlib import import_module
 from typing import Any, Literal, NoReturn
 
+from superd import __version__, init
 from superd.core import messages, records
 from superd.core.plan import Program
-from superd.system import children, context, fdpass, process
+from superd.system import cgroup, children, context, fdpass, process, succession
 
-# Everything but what the kernel sends for the process's own faults (H8), STOP and KILL, and CHLD.
+# What a manager is told of. Everything else that can be caught is, and means nothing without a main command.
 _FORWARDED = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT", "TSTP", "ALRM")
-_FINAL = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_MANAGERS = tuple(getattr(signal, f"SIG{name}") for name in _FORWARDED)
 _RESTART_DELAY_MAX_S = 5.0
 _MANAGER_STABLE_S = 0.2  # a manager that served this long is followed at once: clients wait
 _STABLE_S = 1.0  # so is a spawner
 _QUICK_ENDS = 5
-_LAST_WORD_S = 5.0
+_LEAVE_S = 5.0  # for a manager that ends so that superd can become another version
 _LAST_WAIT_S = 1.0
+_FILE_SIZE_MIN = 1 << 20
 _SWEEP_S = 10.0  # reap at least this often, whatever became of SIGCHLD (G2)
 _BATCH = 200  # rows or fds to a message
 
@@ -66,6 +72,16 @@ class _Spawner:
     quick_ends: int = 0  # in a row, of those before it
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`superd run`. source: what its file would be, if there were one (a core.schema.SourceFile)."""
+
+    source: Any
+    once: bool = False
+    print_address: bool = False
+    trace: bool = False
+
+
 @dataclass(slots=True)
 class Options:
     """The command line, as far as roles need it (superd(8))."""
@@ -74,11 +90,29 @@ class Options:
     strict: bool = False
     log: Literal["text", "logfmt", "json"] | None = None
     control: str | None = None
+    command: tuple[str, ...] = ()
+    single_child: bool = False
+    rewrite: Mapping[int, int] = field(default_factory=dict)
+    drain_timeout_s: float | None = None
+    watch: bool = True
+    trial: Trial | None = None
+
+    @property
+    def drain_s(self) -> float:
+        """How long live connections may go on when superd stops."""
+        if self.drain_timeout_s is not None:
+            return self.drain_timeout_s
+        return init.DRAIN_S if self.command else 0.0
 
 
 class Keeper:
-    def __init__(self, options: Options, inherited: dict[str, list[int]], nofile: tuple[int, int]) -> None:
+    def __init__(
+        self, options: Options, inherited: dict[str, list[int]], nofile: tuple[int, int],
+        command: init.Command | None = None,
+    ) -> None:  # fmt: skip
+        """command: the main command, forked and not released."""
         self.options = options
+        self.command = command
         self.nofile = nofile
         self.held: dict[str, list[int]] = {f"inherited:{name}": fds for name, fds in inherited.items()}
         self.children: dict[int, _Child] = {}  # by id
@@ -98,58 +132,80 @@ class Keeper:
         self.form: str = options.log or "text"
         self.stop_signal = 0  # superd was told to stop
         self.orphans = 0
+        self.unsent: deque[tuple[bytes, list[int]]] = deque()  # reports for a manager that does not read
+        self.leave_by: float | None = None  # for an upgrade: when the manager that asked for it has to have ended
         self.poll = select.poll()
-        self.wakeup = -1
 
     # -- life
 
+    def _ready(self) -> list[tuple[int, int]]:
+        """(fd, events) of what is; nothing, after a moment, when poll(2) has no memory: the keeper must not end."""
+        try:
+            return self.poll.poll(self._timeout_ms())
+        except OSError:
+            time.sleep(0.1)
+            return []
+
     def run(self) -> int:
         """Until the manager says exit; returns the exit status."""
-        self.wakeup, handler_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(handler_end, warn_on_full_buffer=False)
-        for name in (*_FORWARDED, "CHLD", "PIPE"):
-            signal.signal(getattr(signal, f"SIG{name}"), self._noted)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        self.poll.register(self.wakeup, select.POLLIN)
+        pipe = init.SignalPipe(init.CATCHABLE if self.command is None else self.command.signals)
+        self.poll.register(pipe.reader, select.POLLIN)
         gc.freeze()  # what is here now stays: a collection in a forked role must not copy its pages
         self._start_manager()
+        self._reap()  # after an upgrade: whose SIGCHLD came before
         while self.exit_status is None:
-            for fd, _ in self.poll.poll(self._timeout_ms()):
-                if fd == self.wakeup:
-                    with contextlib.suppress(BlockingIOError):
-                        os.read(self.wakeup, 4096)
+            for fd, events in self._ready():
+                if fd == pipe.reader:
+                    for signo in pipe.read():
+                        self._noted(signo)
                 elif self.channel is not None and fd == self.channel.fileno():
-                    self._take()
+                    if events & select.POLLOUT:
+                        self._send_rest()
+                    if events & ~select.POLLOUT:
+                        self._take()
                 else:
                     self._decided(fd)
+            if self.command is not None:
+                self.command.look()
             self._reap()
             self._forward()
+            if self.leave_by is not None:
+                self._upgrade_when_alone(pipe)
             if self.restart_at is not None and time.monotonic() >= self.restart_at:
                 self._start_manager()
         for pid in self.spawners:
             children.signal_child(pid, signal.SIGTERM, group=False)
-        self._bury()
+        self._bury(pipe)
+        if self.exit_status == 0 and self.command is not None and self.command.status is not None:
+            return self.command.status
         return self.exit_status
 
-    def _bury(self) -> None:
+    def _bury(self, pipe: init.SignalPipe) -> None:
         """Whoever sees superd end finds nothing of it left."""
         left = {self.manager, *self.spawners} - {0}
+        if self.command is not None and not self.command.released:
+            self.command.cancel()
+            left.add(self.command.pid)
         deadline = time.monotonic() + _LAST_WAIT_S
         while True:
             left -= {pid for pid, _ in children.reap()}
             rest = deadline - time.monotonic()
             if not left or rest <= 0:
                 return
-            if select.select([self.wakeup], [], [], rest)[0]:
-                os.read(self.wakeup, 4096)
+            if select.select([pipe.reader], [], [], rest)[0]:
+                pipe.read()
 
-    def _noted(self, signo: int, _: object) -> None:
-        if signo not in (signal.SIGCHLD, signal.SIGPIPE) and signo not in self.signals:
+    def _noted(self, signo: int) -> None:
+        if self.command is not None and self.command.running:
+            if signo != signal.SIGCHLD:
+                self.command.forward(signo)
+        elif signo in _MANAGERS and signo not in self.signals:
             self.signals.append(signo)
 
     def _timeout_ms(self) -> float:
-        if self.restart_at is not None:
-            return max(0.0, self.restart_at - time.monotonic()) * 1000
+        due = self.leave_by if self.restart_at is None else self.restart_at
+        if due is not None:
+            return max(0.0, due - time.monotonic()) * 1000
         return _SWEEP_S * 1000
 
     def _start_manager(self) -> None:
@@ -205,30 +261,50 @@ class Keeper:
             "go", self.snapshot, generation=self.generation, snapshot=bool(self.snapshot), up=self.up,
             orphans=self.orphans, spawners=[[one.id, pid, one.context] for pid, one in self.spawners.items()],
         )  # fmt: skip
+        if self.command is not None and self.command.status is not None:
+            self._send("command-ended", status=self.command.status)
 
     def _send(self, kind: str, fds: list[int] | None = None, **fields: Any) -> None:
-        """Blocking for as long as the manager needs to read; a dead one is noticed when it is reaped."""
+        """At once, or when the manager reads again; a dead one is noticed when it is reaped.
+
+        What a manager that stands still is owed waits here, however long (X8). It is bounded by what there is to tell:
+        while it stands still it orders nothing, so each child has its start and its end, and that is all.
+        """
         if self.channel is None:
             return
         data = messages.pack(kind, **fields)
-        deadline = time.monotonic() + 5
-        writable = select.poll()  # not select(2): its fd may be above 1023
-        writable.register(self.channel, select.POLLOUT)
-        while time.monotonic() < deadline:
+        if not self.unsent:
             try:
                 return fdpass.send(self.channel, data, fds or [])
             except BlockingIOError:
-                writable.poll(1000)
+                self.poll.modify(self.channel, select.POLLIN | select.POLLOUT)
             except OSError:
                 return
+        held: list[int] = []
+        try:
+            for fd in fds or ():
+                held.append(os.dup(fd))  # the one in the table may be closed before
+        except OSError:
+            fdpass.close_all(held)  # EMFILE: it is told without, as if they had not arrived
+        self.unsent.append((data, held))
+
+    def _send_rest(self) -> None:
+        assert self.channel is not None
+        while self.unsent:
+            data, fds = self.unsent[0]
+            try:
+                fdpass.send(self.channel, data, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                pass  # it has gone, as the reaper will tell
+            self.unsent.popleft()
+            fdpass.close_all(fds)
+        self.poll.modify(self.channel, select.POLLIN)
 
     def _manager_gone(self, reason: str) -> None:
-        if self.channel is not None:
-            self.poll.unregister(self.channel)
-            self.channel.close()
-            self.channel = None
-        self.manager = 0
-        if self.exit_status is not None:
+        self._part_from_manager()
+        if self.exit_status is not None or self.leave_by is not None:
             return
         if not self.up:
             complain(f"cannot start: {reason}", self.form)
@@ -244,6 +320,103 @@ class Keeper:
             self.signals.append(self.stop_signal)  # the next one is to go on with what it was about
         self.restart_at = now + self.delay_s
         complain(f"{reason}; starting another in {self.delay_s:.1f} s, connections wait", self.form)
+
+    def _part_from_manager(self) -> None:
+        if self.channel is not None:
+            self.poll.unregister(self.channel)
+            self.channel.close()
+            self.channel = None
+        self.manager = 0
+        while self.unsent:
+            fdpass.close_all(self.unsent.popleft()[1])
+
+    # -- upgrade
+
+    def _upgrade_when_alone(self, pipe: init.SignalPipe) -> None:
+        """Once the manager has ended, go on as the code that is installed now. Returns if that cannot be executed, with
+        a manager of the old code."""
+        if self.manager:
+            if self.leave_by is not None and time.monotonic() >= self.leave_by:
+                children.signal_child(self.manager, signal.SIGKILL, group=False)
+            return
+        self.leave_by = None
+        mask = succession.block_signals()
+        for signo in pipe.read():
+            self._noted(signo)
+        # As it was called, but for what an earlier upgrade has put in.
+        words = sys.argv[3:] if sys.argv[1:2] == ["--resume-fd"] else sys.argv[1:]
+        argv = [sys.executable, "-I", "-m", "superd", *words]
+        try:
+            state, fds = self._to_state()
+            succession.become(argv, process.environment_as_found(), state, fds, messages.GENERATION)
+        except OSError as error:
+            complain(f"cannot execute {sys.executable}: {init.reason(error)}; superd goes on as it was", self.form)
+        succession.unblock_signals(mask)
+        self._start_manager()
+
+    def _to_state(self) -> tuple[dict[str, Any], list[int]]:
+        """All that a keeper knows while it has no manager, and the fds in it."""
+        command = self.command
+        state = {
+            "options": asdict(self.options), "nofile": self.nofile, "held": self.held, "snapshot": self.snapshot,
+            "children": [[number, asdict(child)] for number, child in self.children.items()],
+            "spawners": [
+                [pid, {"id": one.id, "context": one.context, "channel": one.channel.fileno(), "born": one.born,
+                       "quick_ends": one.quick_ends}]
+                for pid, one in self.spawners.items()
+            ],
+            "recent": list(self.recent), "generation": self.generation, "form": self.form, "orphans": self.orphans,
+            "signals": self.signals, "stop_signal": self.stop_signal,
+            "command": command and {"pid": command.pid, "status": command.status, "terminal": command.terminal},
+        }  # fmt: skip
+        fds = [fd for held in self.held.values() for fd in held]
+        for child in self.children.values():
+            fds += child.log if child.report is None else [*child.log, child.report]
+        fds += [one.channel.fileno() for one in self.spawners.values()]
+        fds += [*self.snapshot, *(command.fds_when_released() if command is not None else [])]
+        return state, fds
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], fds: set[int]) -> Keeper:
+        """What `_to_state` gave; a later version may have added to it, and this one may expect more. `fds`: those that
+        are what they were. Raises ValueError, KeyError, TypeError, AttributeError or IndexError where it is none."""
+        options = _options_of(state)
+        keeper = cls(options, {}, (int(state["nofile"][0]), int(state["nofile"][1])))
+
+        def known(fd: int) -> int:
+            if fd not in fds:
+                raise ValueError(f"fd {fd} is another now")
+            return fd
+
+        keeper.held = {str(name): [known(fd) for fd in held] for name, held in state["held"].items()}
+        keeper.snapshot = [known(fd) for fd in state["snapshot"]]
+        expected = [one.name for one in dataclass_fields(_Child)]
+        for number, row in state["children"]:
+            child = _Child(**{name: row[name] for name in expected if name in row})
+            child.early = [(int(signo), bool(group)) for signo, group in child.early]
+            for fd in child.log:
+                known(fd)
+            keeper.children[int(number)] = child
+            if child.status is None:
+                keeper.ids[int(child.pid)] = int(number)
+            if child.report is not None:
+                keeper.poll.register(known(child.report), select.POLLIN)
+        for pid, row in state["spawners"]:
+            messages.context_from_json(row["context"])
+            channel = socket.socket(fileno=known(row["channel"]))
+            keeper.spawners[int(pid)] = _Spawner(
+                int(row["id"]), row["context"], channel, float(row["born"]), int(row["quick_ends"])
+            )
+        keeper.recent.extend((int(pid), int(status)) for pid, status in state["recent"])
+        keeper.generation, keeper.orphans = int(state["generation"]), int(state["orphans"])
+        keeper.form = state["form"] if state["form"] in records.FORMATTERS else "text"
+        keeper.signals, keeper.stop_signal = [int(one) for one in state["signals"]], int(state["stop_signal"])
+        if (told := state["command"]) is not None:
+            keeper.command = make_command(options)
+            terminal = told["terminal"]
+            keeper.command.resume(int(told["pid"]), told["status"], terminal and known(terminal))
+        keeper.up = True
+        return keeper
 
     # -- what happened
 
@@ -261,6 +434,9 @@ class Keeper:
                     self._decided(child.report)  # "started" or "failed" comes before "exited"
                 child.status = status
                 self._send("exited", id=number, pid=pid, status=status)
+            elif self.command is not None and pid == self.command.pid:
+                self.command.ended(status)
+                self._send("command-ended", status=self.command.status)
             else:
                 self.orphans += 1
                 self.recent.append((pid, status))
@@ -271,11 +447,11 @@ class Keeper:
             pass
 
     def _forward(self) -> None:
-        if self.channel is not None and self.signals:
+        if self.channel is not None and self.signals and not self.unsent:
             taken, self.signals = self.signals, []
             for signo in taken:
                 self._send("signal", signo=signo)
-                if signo in _FINAL:
+                if signo in init.FINAL:
                     self.stop_signal = signo
 
     def _decided(self, fd: int) -> None:
@@ -308,9 +484,9 @@ class Keeper:
         except fdpass.CutMessage as error:
             complain(f"keeper: {error}", self.form)
             with contextlib.suppress(ValueError, KeyError):  # whoever waits for a start must be told
-                order = messages.unpack(error.data)
-                if order["kind"] == "start":
-                    self._send("failed", id=order["id"], stage="descriptors", errno=error.errno, detail="")
+                cut = messages.unpack(error.data)
+                if cut["kind"] == "start":
+                    self._send("failed", id=cut["id"], stage="descriptors", errno=error.errno, detail="")
             return True
         except OSError as error:
             complain(f"keeper: {error}", self.form)
@@ -320,6 +496,7 @@ class Keeper:
             self.channel.close()
             self.channel = None
             return False
+        order: dict[str, Any] = {}
         try:
             order = messages.unpack(data)
             if order["kind"] not in _TAKE_FDS:
@@ -331,6 +508,9 @@ class Keeper:
         ) as error:  # fmt: skip
             complain(f"keeper: cannot do {data[:80]!r}: {error!r}", self.form)
             fdpass.close_all(fds)
+            number = order.get("id")
+            if order.get("kind") == "start" and isinstance(number, int) and number not in self.children:
+                self._send("failed", id=number, stage="order", errno=0, detail=repr(error))
         return True
 
     def _store(self, order: dict[str, Any], fds: list[int]) -> None:
@@ -346,16 +526,23 @@ class Keeper:
         self.snapshot = fds
 
     def _start(self, order: dict[str, Any], fds: list[int]) -> None:
-        """Start a service's process. fds: what it gets, then write and read end of its log pipe if it has one."""
+        """Start a service's process. fds: what it gets, then the one for its ready_fd and write and read end of its
+        log pipe if it has them.
+        stored: held fds that it gets as well, [[name here, name there], …]."""
         number = order["id"]
-        program = Program.from_json(order["program"])
+        kept = [(fd, name) for held, name in order.get("stored", ()) for fd in self.held.get(held, ())]
+        program = replace(Program.from_json(order["program"]), stored=tuple(name for _, name in kept))
         wanted = messages.context_from_json(order["context"])
         log = [fds.pop(), fds.pop()] if order["log"] else []  # read end, write end
+        ready = [] if program.ready_fd is None else [fds.pop()]
 
         def prepare() -> tuple[dict[str, str], int | None]:
             inode = process.pidfd_inode()
             signal.set_wakeup_fd(-1)
             process.reset_signals()
+            if order.get("cgroup"):
+                with contextlib.suppress(OSError):  # without it sessions and the subreaper have to do
+                    cgroup.join(order["cgroup"])
             try:
                 entered = context.enter(wanted, nofile=self.nofile)
             except context.ContextError as error:
@@ -363,7 +550,8 @@ class Keeper:
             return context.user_environment(entered), inode
 
         try:
-            pid, report = children.fork_exec(program, {}, fds, log[1] if log else None, prepare)
+            passed = [*fds, *(fd for fd, _ in kept), *ready]
+            pid, report = children.fork_exec(program, {}, passed, log[1] if log else None, prepare)
         except children.StartError as failure:
             fdpass.close_all(log)
             self._send("failed", id=number, stage=failure.stage, errno=failure.errno, detail=failure.detail)
@@ -372,7 +560,7 @@ class Keeper:
             self.ids[pid] = number
             self.poll.register(report, select.POLLIN)
             fdpass.close_all(log[1:])
-        fdpass.close_all(fds)
+        fdpass.close_all([*fds, *ready])
 
     def _adopt(self, order: dict[str, Any], fds: list[int]) -> None:
         """Own a process whose spawner was killed, like one that was started here. fds: its log's read end."""
@@ -391,6 +579,14 @@ class Keeper:
         else:
             child.status = status
             self._send("exited", id=number, pid=pid, status=status)
+
+    def _disown(self, order: dict[str, Any], fds: list[int]) -> None:
+        """Of an adopted process whose parent is another one: its end will be told by nobody here."""
+        child = self.children.pop(order["id"], None)
+        if child is not None:
+            if self.ids.get(child.pid) == order["id"]:
+                del self.ids[child.pid]
+            fdpass.close_all(child.log)
 
     def _forget(self, order: dict[str, Any], fds: list[int]) -> None:
         child = self.children.get(order["id"])
@@ -451,9 +647,15 @@ class Keeper:
         self._send("spawner-gone", id=ended.id, pid=pid, status=status)
 
     def _is_up(self, order: dict[str, Any], fds: list[int]) -> None:
+        if self.command is not None and not self.up:
+            self.command.release()  # now its services can be reached
         self.up = True
         self.manager_up_at = time.monotonic()
         self.form = str(order.get("form", self.form))
+
+    def _upgrade(self, order: dict[str, Any], fds: list[int]) -> None:
+        """The manager has told everything and ends now."""
+        self.leave_by = time.monotonic() + _LEAVE_S
 
     def _exit(self, order: dict[str, Any], fds: list[int]) -> None:
         self.exit_status = int(order["status"])
@@ -469,8 +671,9 @@ class Keeper:
 # One static table: what is not in it cannot be asked for (J1).
 _ORDERS = {
     "store": "_store", "drop": "_drop", "snapshot": "_deposit", "start": "_start", "adopt": "_adopt",
-    "forget": "_forget",
+    "forget": "_forget", "disown": "_disown",
     "signal": "_signal", "spawner": "_spawner", "up": "_is_up", "exit": "_exit", "notify": "_notify",
+    "upgrade": "_upgrade",
 }  # fmt: skip
 _TAKE_FDS = ("store", "snapshot", "start", "adopt")
 
@@ -486,19 +689,84 @@ def describe(status: int) -> str:
 
 
 def complain(text: str, form: str = "text") -> None:
-    """One line on stderr in the log's form; stderr may be gone or full, and then nobody hears it."""
-    line = records.FORMATTERS[form](time.time(), "warning", None, "message", None, None, None, text, {})
-    with contextlib.suppress(OSError):
-        os.write(2, line.encode(errors="replace") + b"\n")
+    """One line on stderr in the log's form."""
+    init.say(records.FORMATTERS[form](time.time(), "warning", None, "message", None, None, None, text, {}))
+
+
+def _import_manager() -> Callable[[socket.socket, Options, tuple[int, int]], int]:
+    # trio asks for libpthread, to give names to threads. To find it ctypes would start ldconfig and gcc, and raise
+    # where no temporary file can be written, as in a read-only container.
+    import ctypes.util
+
+    def find_nothing(name: str) -> str | None:
+        return None
+
+    find_library, ctypes.util.find_library = ctypes.util.find_library, find_nothing
+    from superd.manager import main
+
+    ctypes.util.find_library = find_library
+    return main.main
+
+
+def try_out(generation: str) -> int:
+    """What --check-upgrade does, in a process of its own: the version on stdout, if this code can be imported and
+    understands what a superd of that generation leaves."""
+    from pkgutil import iter_modules
+
+    _import_manager()
+    for package in ("superd.core", "superd.system", "superd.manager"):  # also what is imported late
+        for module in iter_modules(import_module(package).__path__, f"{package}."):
+            import_module(module.name)
+    import_module("superd.spawner")
+    if generation != str(messages.GENERATION):
+        what = f"generation {messages.GENERATION} of superd cannot follow {generation[:20]}"
+        sys.stdout.write(f"{what}: stop superd and start it again\n")
+        return 1
+    sys.stdout.write(f"{__version__}\n")
+    return 0
+
+
+def resume(state_fd: int, options: Options) -> int:
+    """Go on as the keeper that this process was until it executed this program; returns superd's exit status.
+
+    Where what it left cannot be understood, this is a superd that has just been started by the same command line, with
+    those listeners that are certain.
+    """
+    state, fds = succession.take(state_fd, messages.GENERATION)
+    process.sanitize_inherited_fds(fds)
+    process.set_name("superd-keeper")
+    try:
+        if state is None:
+            raise ValueError("it is no state of this version")
+        keeper = Keeper.from_state(state, fds)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+        complain(f"cannot take over what superd was: {error!r}; starting anew", options.log or "text")
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
+            options = _options_of(state or {})
+        keeper = _start_anew(state or {}, fds, options)
+    init.adopt_orphans(lambda text: complain(text, keeper.form))
+    return keeper.run()
+
+
+def _start_anew(state: dict[str, Any], fds: set[int], options: Options) -> Keeper:
+    """What of the listeners is sure is kept; other fds are closed."""
+    held: dict[str, list[int]] = {}
+    rows = state.get("held")
+    for name, found in rows.items() if isinstance(rows, dict) else ():
+        if name.startswith(("listener:", "control", "inherited:")) and isinstance(found, list):
+            if all(type(fd) is int and fd in fds for fd in found):
+                held[name] = found
+    process.sanitize_inherited_fds([fd for found in held.values() for fd in found])
+    keeper = Keeper(options, {}, process.raise_nofile())
+    keeper.held = held
+    return keeper
 
 
 def run_manager(channel: socket.socket, options: Options, nofile: tuple[int, int]) -> NoReturn:
     """In the forked child. Imported here: only this role needs trio, and the keeper never pays for it."""
     status = 1
     try:
-        from superd.manager import main
-
-        status = main.main(channel, options, nofile)
+        status = _import_manager()(channel, options, nofile)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:  # boundary: never return into the keeper's loop
@@ -520,19 +788,51 @@ def run_spawner(channel: socket.socket, wanted: Any, nofile: tuple[int, int]) ->
         os._exit(1)
 
 
+def _options_of(state: dict[str, Any]) -> Options:
+    given = state["options"]
+    told = {one.name: given[one.name] for one in dataclass_fields(Options) if one.name in given}
+    for name in ("config", "command"):
+        told[name] = tuple(map(str, told[name]))
+    told["rewrite"] = {int(got): int(sent) for got, sent in told["rewrite"].items()}
+    return Options(**told)
+
+
+def make_command(options: Options) -> init.Command:
+    return init.Command(
+        options.command, single=options.single_child, rewrite=options.rewrite,
+        complain=lambda text: complain(text, options.log or "text"),
+    )  # fmt: skip
+
+
 def run(options: Options) -> int:
     """Become the keeper; returns superd's exit status. Called once, first thing, by the command line."""
     from superd.system import sockets
 
+    form = options.log or "text"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if 0 <= limit < _FILE_SIZE_MIN:
+        # It holds for memfds, so for messages between roles and for what a manager leaves to the next.
+        complain(f"cannot start: the file size limit (ulimit -f) of {limit} bytes is too low, 1 MiB is needed", form)
+        return 1
+    command = None
+    if options.command:
+        command = make_command(options)
+        try:
+            command.fork()  # first of all, while everything is as superd found it
+        except OSError as error:
+            complain(f"cannot run {options.command[0]!r}: fork: {init.reason(error)}", form)
+            return init.NEVER_RAN
     inherited, _ = sockets.inherited_sockets(os.environ, os.getpid())
-    process.sanitize_inherited_fds([fd for fds in inherited.values() for fd in fds])
+    kept = [fd for fds in inherited.values() for fd in fds]
+    process.sanitize_inherited_fds(kept if command is None else kept + command.fds())
     for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID"):
         os.environ.pop(name, None)
     process.set_name("superd-keeper")
-    if not process.become_subreaper() and os.getpid() != 1:
-        complain("cannot become a subreaper; orphans of services will go to init", options.log or "text")
+    init.adopt_orphans(lambda text: complain(text, form))
+    if not os.path.exists("/proc/self/stat"):
+        complain("there is no /proc: what has left its service's session will not be stopped with it", form)
     nofile = process.raise_nofile()
     os.umask(0o022)
     with contextlib.suppress(OSError):
         os.chdir("/")
-    return Keeper(options, inherited, nofile).run()
+    return Keeper(options, inherited, nofile, command).run()

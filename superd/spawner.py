@@ -21,14 +21,18 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from superd.core import messages, plan
 from superd.core.messages import EXITED, FAILED, STAGES, STARTED, pack_record
 from superd.core.plan import Program
 from superd.core.spec import Context
 from superd.system import children, context, fdpass, process
+
+if TYPE_CHECKING:
+    from superd.handler import Handler
 
 _LINGER_MS = 2
 _REPORTS_AT_ONCE, _REPORTS_PER_PACKET = 16, 64
@@ -50,11 +54,20 @@ class _Child:
 class Spawner:
     """The loop. `channel` is the spawner's end; blocking, because a report must not be lost."""
 
-    def __init__(self, channel: socket.socket, user_environment: dict[str, str], limits: list[Limit]) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        user_environment: dict[str, str],
+        limits: list[Limit],
+        served: Handler | None = None,
+    ) -> None:
         self.channel = channel
+        self.handler = served
+        # What the handler's module has opened is its own, and its children's.
+        self.kept = [] if served is None else sorted(_open_fds() - {channel.fileno()})
         self.user_environment = user_environment
         self.limits = limits
-        self.programs: dict[int, tuple[Program, dict[str, str], children.Launcher]] = {}
+        self.programs: dict[int, tuple[Program, dict[str, str], children.Launcher | None]] = {}
         self.children: dict[int, _Child] = {}
         self.pids: dict[int, int] = {}  # connection -> pid
         self.null = children.Null()
@@ -125,7 +138,11 @@ class Spawner:
             program = Program.from_json(order["program"])
             base = {**program.base_environment, **self.user_environment, **program.environment}
             self._forget(order["id"])
-            self.programs[order["id"]] = (program, base, children.Launcher(program, base, self.null))
+            launcher = None if program.is_handler else children.Launcher(program, base, self.null)
+            self.programs[order["id"]] = (program, base, launcher)
+            if launcher is None:
+                os.environ.clear()  # the handler's alone, as its context is
+                os.environ.update(base)
             for data, fds in self.waiting.pop(order["id"], []):
                 self._go(data, fds)
         elif order["kind"] == "forget":
@@ -140,7 +157,7 @@ class Spawner:
 
     def _forget(self, number: int) -> None:
         known = self.programs.pop(number, None)
-        if known is not None:
+        if known is not None and known[2] is not None:
             known[2].close()
 
     def _list(self) -> None:
@@ -155,7 +172,8 @@ class Spawner:
             ]  # fmt: skip
             fds = [child.log for _, child in part if child.log is not None]
             fdpass.send(self.channel, messages.pack("children", rows=listed), fds)
-        fdpass.send(self.channel, messages.pack("listed", programs=list(self.programs)))
+        files = {"files": self.handler.files} if self.handler else {}
+        fdpass.send(self.channel, messages.pack("listed", programs=list(self.programs), **files))
 
     def _go(self, data: bytes, fds: list[int]) -> None:
         """Start one connection's process. fds: the connection, then write and read end of its log pipe."""
@@ -172,7 +190,9 @@ class Spawner:
             program, base, launcher = self.programs[number]
             variables, text = connection_facts(fds[0], peer)
             variables["SUPERD_CONNECTION"] = messages.format_connection(connection)
-            if program.names or self.limits:
+            if launcher is None:
+                pid = self._fork_handler(program, variables, fds[0], log)
+            elif program.names or self.limits:
                 pid, report = children.fork_exec(program, {**base, **variables}, fds, log, self._prepare)
                 failure = children.start_failure(report)
                 if failure is not None:
@@ -193,6 +213,39 @@ class Spawner:
             self._failed(connection, stage, error)
             if log_reader is not None:
                 os.close(log_reader)
+
+    def _fork_handler(self, program: Program, variables: dict[str, str], connection: int, log: int | None) -> int:
+        """The pid of a child that serves the connection and ends. Raises StartError when there can be none."""
+        assert self.handler is not None
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise children.StartError("fork", error.errno or 0) from None
+        if pid:
+            return pid
+        status = 126
+        try:
+            os.setsid()
+            process.set_name(program.service)
+            children.place_connection(program, connection, log)
+            first = 3
+            for fd in self.kept:
+                os.closerange(first, fd)
+                first = fd + 1
+            os.closerange(first, 1 << 20)
+            for name, soft, hard in self.limits:
+                context.set_limit(name, soft, hard)
+            # All else is as it was when the spawner began, or as the handler's module wants it.
+            for signo in (signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(signo, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            gc.enable()
+            os.environ.update(variables)
+            self.handler.serve()
+        except BaseException:  # boundary: the child reports and ends, always
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
 
     def _failed(self, connection: int, stage: str, error: int) -> None:
         self.reports.append(pack_record(FAILED, connection, 0, error, STAGES.index(stage)))
@@ -233,6 +286,22 @@ def connection_facts(fd: int, peer: bytes) -> tuple[dict[str, str], str]:
     return plan.connection_environment("tcp", facts), text
 
 
+def _open_fds() -> set[int]:
+    """From 3 on; what cannot be told without /proc is closed in children."""
+    try:
+        return {int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2 and _is_open(int(name))}
+    except OSError:
+        return set()
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
 class _Borrowed(socket.socket):
     """A socket object around an fd that stays its owner's."""
 
@@ -243,7 +312,7 @@ class _Borrowed(socket.socket):
 def _unix_facts(sock: socket.socket, facts: dict[str, str]) -> dict[str, str]:
     """SO_PEERCRED as of connect(2), and the peer's own name where it has a printable one."""
     pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    facts |= {"uid": str(uid), "gid": str(gid), "text": f"pid {pid} uid {uid}"}
+    facts |= {"uid": str(uid), "gid": str(gid), "pid": str(pid), "text": f"pid {pid} uid {uid}"}
     with contextlib.suppress(OSError):
         name = sock.getpeername()
         path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) and name else name
@@ -260,15 +329,29 @@ def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int]) -> No
     # What counts against a process over its whole life, or would starve the spawner, is set in each child.
     late = [limit for limit in wanted.rlimits if limit[0] in _OF_EACH_CHILD]
     early = tuple(limit for limit in wanted.rlimits if limit[0] not in _OF_EACH_CHILD)
+    library = None
+    if wanted.handler is not None:
+        from superd import handler  # few need it
+
+        library = handler.Library()
     try:
         entered = context.enter(dataclasses.replace(wanted, rlimits=early), nofile=nofile)
     except context.ContextError as error:
         fdpass.send(channel, messages.pack("refused", stage=error.stage, errno=error.errno, text=str(error)))
         os._exit(1)
+    served = None
+    if library is not None and wanted.handler is not None:
+        library.keep()
+        try:
+            served = handler.Handler(wanted.handler)
+        except handler.HandlerError as error:
+            fdpass.send(channel, messages.pack("refused", stage="handler", errno=None, text=str(error)))
+            os._exit(1)
     gc.freeze()
     gc.disable()  # nothing here makes cycles; a collection would copy pages shared with the keeper
     try:
-        fdpass.send(channel, messages.pack("entered", uid=entered.uid, gid=entered.gid))
-        Spawner(channel, context.user_environment(entered), late).run()
+        files = {"files": served.files} if served else {}
+        fdpass.send(channel, messages.pack("entered", uid=entered.uid, gid=entered.gid, **files))
+        Spawner(channel, context.user_environment(entered), late, served).run()
     except ConnectionError:
         os._exit(0)  # keeper and manager are gone, or do not want us any more; the children go on by themselves

@@ -76,14 +76,18 @@ class Manager:
         assert {name: message.get(name) for name in ("kind", *fields)} == {"kind": kind, **fields}
         return message
 
-    def start(self, number: int, *command: str, fds: list[int] | None = None, **fields: Any) -> None:
+    def start(
+        self, number: int, *command: str, fds: list[int] | None = None, stored: list[list[str]] | None = None,
+        **fields: Any,
+    ) -> None:  # fmt: skip
         program = Program(
             **{"service": "web", "executable": command[0], "argv": command, "base_environment": {"PATH": os.defpath},
                "environment": {}, "stdio": bool(fds), "stdout": Output("null"), "stderr": Output("inherit"),
                "fd_protocols": ("systemd",), **fields}
         )  # fmt: skip
         context = context_to_json(Context())
-        self.order("start", fds, id=number, program=program.to_json(), log=False, context=context, tag=["web", number])
+        self.order("start", fds, id=number, program=program.to_json(), log=False, context=context, tag=["web", number],
+                   stored=stored or [])  # fmt: skip
 
     def ping(self) -> None:
         """Everything ordered before is done, and nothing is said that was not taken: adopt a process that has gone."""
@@ -410,6 +414,10 @@ def test_a_start_that_fails(keeper: KeeperProcess) -> None:  # E9, E12
     failed = manager.said("failed", id=2, stage="directory", errno=errno.ENOENT)
     assert "/nonexistent" in failed["detail"]
     manager.said("exited", id=2)
+    # It has no fd to wait at: whoever waits for the process is told, whatever was wrong.
+    ready = Program("web", "/bin/true", ("/bin/true",), {}, {}, False, Output("null"), Output("null"), ready_fd=5)
+    manager.order("start", id=3, program=ready.to_json(), log=False, context=context_to_json(Context()), tag=None)
+    assert "IndexError" in manager.said("failed", id=3, stage="order")["detail"]
 
 
 def test_quick_processes_and_orphans(keeper: KeeperProcess) -> None:  # F1, F2, F3, G1, G2, G3
@@ -452,7 +460,7 @@ def orphan_of(keeper: KeeperProcess, manager: Manager) -> tuple[int, socket.sock
 
 
 def parent(pid: int) -> int:
-    row = tree._read(pid)
+    row = tree.look(pid)
     assert row is not None
     return row.parent
 
@@ -500,6 +508,37 @@ def test_adopt_what_has_just_ended(keeper: KeeperProcess) -> None:
         manager.ping()
     manager.order("adopt", id=7, pid=pid, tag="mine", started=12.5)
     manager.said("exited", id=7, pid=pid, status=5 << 8)
+
+
+def test_disown_what_another_waits_for(keeper: KeeperProcess) -> None:
+    """Nothing is told of it any more, and a later manager does not hear of it; a child of our own has no such row."""
+    manager = keeper.manager()
+    pid, hold = orphan_of(keeper, manager)
+    manager.order("adopt", id=7, pid=pid, tag="mine", started=12.5)
+    manager.order("disown", id=7)
+    manager.order("disown", id=8)
+    manager.ping()
+    hold.close()
+    wait_gone(pid)
+    manager.kill()
+    assert 7 not in keeper.manager().rows
+
+
+def test_stored_fds_go_to_a_process_with_its_own(keeper: KeeperProcess) -> None:
+    """By the names under which they are held; a name that is not, is none of them."""
+    manager = keeper.manager()
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    manager.order("store", [reader], name="one")
+    manager.start(1, "/bin/sh", "-c", "exec >&3; read word <&4; echo $word $LISTEN_FDS $LISTEN_FDNAMES",
+                  fds=[theirs.fileno()], stdio=False, names=("a",), stored=[["gone", "x"], ["one", "b"]])  # fmt: skip
+    os.write(writer, b"kept\n")
+    for fd in (reader, writer, theirs.detach()):
+        os.close(fd)
+    manager.said("started", id=1)
+    with ours, ours.makefile() as file:
+        assert file.read() == "kept 2 a:b\n"
+    manager.said("exited", id=1, status=0)
 
 
 def test_a_signal_right_after_the_start_arrives(keeper: KeeperProcess) -> None:
@@ -674,6 +713,8 @@ def test_garbage_does_not_end_it_and_leaks_nothing(keeper: KeeperProcess, fds: i
         data = order if isinstance(order, bytes) else messages.pack(**order)
         # One zero byte with an fd announces a text in a memfd, which is not this.
         fdpass.send(manager.channel, data, [0] * (fds if data != b"\0" else 0))
+        if isinstance(order, dict) and order["kind"] == "start" and "id" in order:
+            manager.said("failed", id=1, stage="order")
         manager.ping()
     manager.order("snapshot")
     manager.ping()
@@ -733,6 +774,25 @@ def test_a_manager_that_reads_slowly_misses_nothing(keeper: KeeperProcess, held:
             sent += 1
     manager.channel.settimeout(PATIENCE_S)
     assert [manager.take()[0]["id"] for _ in range(sent)] == list(range(sent))
+
+
+def test_a_manager_that_stands_still_misses_nothing(keeper: KeeperProcess) -> None:  # X8
+    """More reports than its socket holds, and the keeper goes on with its work meanwhile. A process's end is among
+    them, and the next manager is told nothing that was for this one."""
+    manager = keeper.manager()
+    manager.start(7_000, "/bin/sh", "-c", "exit 3")
+    for number in range(5000):
+        manager.order("adopt", id=number, pid=2**22 + 1, tag="", started=0.0)
+        manager.order("forget", id=number)
+    reports = [manager.take()[0] for _ in range(5002)]
+    assert sorted(report["id"] for report in reports if report["kind"] == "exited") == [*range(5000), 7_000]
+    for number in range(5000):
+        manager.order("adopt", id=number, pid=2**22 + 1, tag="", started=0.0)
+        manager.order("forget", id=number)
+    manager.kill()
+    after = keeper.manager()
+    after.ping()
+    assert [row["status"] for row in after.rows.values()] == [3 << 8]
 
 
 # --- towards our own manager

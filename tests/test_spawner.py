@@ -410,6 +410,7 @@ def test_facts_of_a_unix_client(name: str | None) -> None:  # PROTOCOLS.md 2.2
     told = {None: None, "path": path, "\0abstract": f"@abstract{directory}", "new\nline": None}[name]
     assert variables == {
         "PROTO": "IPC", "IPCREMOTEEUID": str(os.geteuid()), "IPCREMOTEEGID": str(os.getegid()), "IPCCONNNUM": "3",
+        "UNIXREMOTEEUID": str(os.geteuid()), "UNIXREMOTEEGID": str(os.getegid()), "UNIXREMOTEPID": str(os.getpid()),
         **({} if told is None else {"REMOTE_ADDR": told, "IPCREMOTEPATH": told}),
     }  # fmt: skip
     assert text == f"pid {os.getpid()} uid {os.geteuid()}"
