@@ -1,8 +1,8 @@
 """The control socket: varlink calls from superctl(1), one task for each client.
 
 What can be asked is the text of INTERFACE, and METHODS says which function answers: nothing is looked up by a name
-that a client sends (J1). Who may ask is decided once per connection, by SO_PEERCRED (J3). The socket lives on when the
-manager dies: the keeper holds it, and clients wait in its queue.
+that a client sends (J1). Who may ask, and whether for more than a look, is decided once per connection, by SO_PEERCRED
+(J3). The socket lives on when the manager dies: the keeper holds it, and clients wait in its queue.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import grp
 import math
 import os
+import select
 import signal
 import socket
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import outcome
 import trio
@@ -27,11 +29,15 @@ from superd import __version__
 from superd.core import varlink
 from superd.core.lifecycle import State
 from superd.core.messages import format_connection
+from superd.core.metrics import SLOT_S, SLOTS
 from superd.core.records import Record, format_utc
 from superd.core.spec import Address, SocketSpec
 from superd.core.varlink import Call, VarlinkError
+from superd.manager import access, environment, metrics, upgrade
 from superd.manager.activation import ConnectionService
-from superd.manager.service import ProcessService, Service, Statistics
+from superd.manager.process import ProcessService
+from superd.manager.reload import outcome_parameters
+from superd.manager.service import Service, Statistics
 from superd.system import holders, sockets
 
 if TYPE_CHECKING:
@@ -59,7 +65,10 @@ type Service (
 )
 
 # queue and room: connections that wait to be accepted, and how many may; only TCP can tell. why: not bound, because
-type Socket (service: string, name: string, address: string, kind: string, queue: ?int, room: ?int, why: ?string)
+# paused: superd takes nothing from it
+type Socket (
+  service: string, name: string, address: string, kind: string, queue: ?int, room: ?int, why: ?string, paused: bool
+)
 
 # connection and peer: of a per-connection service. for: age in seconds
 type Process (service: string, pid: int, connection: ?string, peer: ?string, since: string, for: float)
@@ -70,11 +79,14 @@ type Record (
   peer: ?string, message: string, fields: object
 )
 
-# said: STATUS= of the service itself; endings: how the last processes ended
+# ready: what tells that it is; took: seconds from its start until it was; health: what is checked, "" for nothing
+# said: STATUS= of the service itself, and errors as in sd_notify(3); stored: fds; ignored: messages that did not count;
+# endings: how the last processes ended
 type Details (
   service: Service, description: string, file: string, run: string, pass: string, command: []string, ready: string,
-  restart: string, said: string, refused: int, sockets: []Socket, processes: []Process, endings: []string,
-  records: []Record
+  took: ?float, health: string, restart: string, requires: []string, wants: []string, required_by: []string,
+  said: string, errors: []string, stored: int, ignored: int, refused: int, sockets: []Socket, processes: []Process,
+  endings: []string, records: []Record
 )
 
 # took: seconds; records: what the service wrote meanwhile, if it did not work
@@ -88,6 +100,12 @@ method Sockets(names: ?[]string) -> (sockets: []Socket)
 method Status(names: ?[]string) -> (services: []Details)
 method Connections(names: ?[]string) -> (connections: []Process)
 
+# The configuration in force. toml: a whole file; with origin: the place of each value after it. Values of variables
+# are hidden from those who may only look. problems: why it is not in force
+method Show(name: string, origin: ?bool) -> (
+  toml: string, config: object, origins: object, file: string, problems: string
+)
+
 # The last `count` lines of services and superd's words about them; with `more` several replies, and with `follow`
 # no end. lost: records that were dropped because they were not read fast enough.
 method Logs(names: ?[]string, count: ?int, follow: ?bool) -> (records: []Record, lost: int)
@@ -96,7 +114,20 @@ method Events(names: ?[]string, count: ?int, follow: ?bool) -> (records: []Recor
 # The reply comes when it is so or has failed; with wait: false at once.
 method Start(names: []string, wait: ?bool) -> (results: []Result)
 method Stop(names: []string, wait: ?bool) -> (results: []Result)
-method Restart(names: []string, wait: ?bool) -> (results: []Result)
+
+# overlap: the new process is ready before the one before it is told to stop; if it never is, that one goes on.
+method Restart(names: []string, wait: ?bool, overlap: ?bool) -> (results: []Result)
+
+# Take no clients, who wait in the kernel's queue meanwhile; what runs goes on. It stays so until Resume.
+method Pause(names: []string) -> (results: []Result)
+method Resume(names: []string) -> (results: []Result)
+
+# As Stop, but nothing is killed: connections, and processes that were told to stop, have all the time that they need.
+method Drain(names: []string, wait: ?bool) -> (results: []Result)
+
+# Send each service's reload_signal; the reply tells whether its processes lived through it, and comes, where one says
+# RELOADING=1, after its READY=1.
+method ReloadService(names: []string, wait: ?bool) -> (results: []Result)
 
 # signal: a name without SIG; default TERM
 method Kill(names: []string, signal: ?string) -> (results: []Result)
@@ -110,8 +141,34 @@ method Is(names: []string, what: (active, failed, ready)) -> (yes: []string, no:
 # live: it answers. ready: every enabled service can serve; problems says which cannot.
 method Health() -> (live: bool, ready: bool, problems: []string)
 
+# Read the files and carry out what has changed. action: add, remove, in place, rebind or restart; why: not carried out,
+# because; daemon: changed keys of superd.toml; problems: all that is wrong in the files; strict: all or nothing
+type Change (name: string, action: string, keys: []string, why: ?string)
+method Reload(dry_run: ?bool, strict: ?bool) -> (
+  entries: []Change, daemon: []string, problems: []string, applied: bool
+)
+
+# What Reload would do.
+method Diff() -> (entries: []Change, daemon: []string, problems: []string, applied: bool)
+
 # Stop everything in order and exit. The connection ends when that is done; pid: of the process that then exits.
 method Shutdown() -> (services: int, pid: int)
+
+# Let the code that is installed now take over; everything else goes on. ok: it does come up, and the connection ends as
+# soon as this manager has; version: of that code; was: of this one; why: it does not come up
+method Upgrade() -> (ok: bool, version: string, was: string, why: string)
+
+# Whether a client would be let in now, and the rule that says so. address: of an IP client, or user:NAME.
+method Access(name: string, address: string) -> (allowed: bool, reason: string)
+
+# For Prometheus, in its text format.
+method Metrics() -> (text: string)
+
+# New connections in slots of so many seconds, the oldest first, the last one not over yet; of services that had some.
+method History() -> (slot: float, span: float, services: [](name: string, connections: []int))
+
+# Every process below superd by service; service null: superd's own.
+method Processes(names: ?[]string) -> (processes: [](service: ?string, pid: int))
 
 error NoSuchService (name: string, similar: []string)
 error BadCall (reason: string)
@@ -171,11 +228,13 @@ class ControlServer:
         self.supervisor, self.address = supervisor, address
         self.path: str | None = None
         self.clients: Counter[int] = Counter()  # by uid
+        self._connected: dict[_Client, None] = {}  # in order
         self._listener: socket.socket | None = None
         self._path_fd: int | None = None  # O_PATH, so that the path's inode stays ours
         self._delay_s = _RETRY_FIRST_S
         self._said = ""
         self._opened = False
+        self.upgrading = False
 
     def open(self) -> None:
         """Take over or bind the socket, so that superctl can connect from now on. What fails, serve() tries again."""
@@ -230,7 +289,8 @@ class ControlServer:
     def _bind(self, path: str) -> None:
         spec = SocketSpec(Address("unix", path=path), "control", backlog=_BACKLOG)
         if not path.startswith("@"):
-            spec = replace(spec, mode=self.supervisor.snapshot.daemon.control_mode)
+            daemon = self.supervisor.snapshot.daemon
+            spec = replace(spec, mode=daemon.control_socket_mode, group=daemon.control_group)
         try:
             (bound,) = sockets.bind_listener(
                 spec, inherited={}, trusted_uid=os.geteuid(), find_holder=holders.find_holder
@@ -241,11 +301,26 @@ class ControlServer:
                 self._warn(f"cannot bind the control socket {path}: {error}; services go on, trying again")
             return
         self._delay_s, self._said = _RETRY_FIRST_S, ""
-        self._listener = socket.socket(fileno=bound.fd)
+        self._listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=bound.fd
+        )  # asks the kernel nothing
         self._listener.setblocking(False)
         self._path_fd = _hold(path, bound.identity)
         fds = [bound.fd] if self._path_fd is None else [bound.fd, self._path_fd]
         self.supervisor.keeper.send("store", fds, name="control")
+
+    def set_mode(self) -> None:
+        """Mode and group of the socket's path, if there is one, as superd.toml has them now."""
+        daemon = self.supervisor.snapshot.daemon
+        if self._path_fd is None:
+            return
+        path, group = f"/proc/self/fd/{self._path_fd}", daemon.control_group
+        try:
+            os.chmod(path, 0o600)  # nobody else while the group changes
+            os.chown(path, -1, os.getegid() if group is None else environment.gid_of(group))
+            os.chmod(path, daemon.control_socket_mode)
+        except (OSError, KeyError) as error:
+            self._warn(f"cannot set the mode of the control socket: {error}")
 
     def _path_is_ours(self) -> bool:
         if self.path is None or self.path.startswith("@"):
@@ -282,14 +357,14 @@ class ControlServer:
         """The client, or None: refused and closed, without a task or a wait."""
         refusal: VarlinkError | None = None
         try:
-            pid, uid, _ = sockets.peer_credentials(conn.fileno())
-            if uid not in (0, os.geteuid()):
+            pid, uid, gid = sockets.peer_credentials(conn.fileno())
+            rights = self._rights(conn.fileno(), uid, gid)
+            if rights is None:
                 refusal = VarlinkError(f"{varlink.SERVICE}.PermissionDenied")
                 self.supervisor.log.error_limited(
                     ("control", uid), f"control socket: uid {uid} (pid {pid}) refused", level="warning"
                 )
-            elif self.clients[uid] >= CLIENTS_PER_UID or self.clients.total() >= CLIENTS:
-                limit = CLIENTS_PER_UID if self.clients[uid] >= CLIENTS_PER_UID else CLIENTS
+            elif limit := self._has_no_room(uid, rights):
                 refusal = VarlinkError(f"{_PREFIX}TooManyClients", limit=limit)
             if refusal is not None:
                 conn.send(varlink.pack_error(refusal), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -297,10 +372,53 @@ class ControlServer:
             pass  # it has gone
         else:
             if refusal is None:
+                client = _Client(conn, pid, uid, may_act=rights == "act")
                 self.clients[uid] += 1
-                return _Client(conn, pid, uid)
+                self._connected[client] = None
+                return client
         conn.close()
         return None
+
+    def _rights(self, fd: int, uid: int, gid: int) -> Literal["act", "look"] | None:
+        if uid in (0, os.geteuid()):
+            return "act"
+        daemon = self.supervisor.snapshot.daemon
+        if daemon.control_group is None and not daemon.control_admins:
+            return None
+        groups = {gid, *access.peer_groups(fd)}
+        for rule in daemon.control_admins:
+            if rule.value == uid if rule.kind == "user" else rule.value in groups:
+                return "act"
+        group = daemon.control_group
+        try:
+            wanted = grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+        except KeyError:
+            return None  # deleted since
+        return "look" if wanted in groups else None
+
+    def _has_no_room(self, uid: int, rights: str) -> int:
+        """The limit that forbids another client, 0: none. Who is connected and asks for nothing makes room for who
+        comes, so that silent clients cannot lock anybody out (J4); who may only look moves nobody who may act."""
+        total = CLIENTS if rights == "act" else CLIENTS - CLIENTS_PER_UID
+        if self.clients[uid] < CLIENTS_PER_UID and self.clients.total() < total:
+            return 0
+        idle = [client for client in self._connected if client.is_silent()]
+        if self.clients[uid] >= CLIENTS_PER_UID:
+            limit = CLIENTS_PER_UID
+            idle = [client for client in idle if client.uid == uid]
+        else:
+            limit = total
+            idle = [client for client in idle if not client.may_act] or (idle if rights == "act" else [])
+        if not idle:
+            return limit
+        self._forget(idle[0])
+        idle[0].dismiss()
+        return 0
+
+    def _forget(self, client: _Client) -> None:
+        if client in self._connected:
+            del self._connected[client]
+            self.clients[client.uid] -= 1
 
     async def _contain(self, client: _Client) -> None:
         """The boundary around one client: what nobody expected is the supervisor's to log (F7)."""
@@ -308,7 +426,7 @@ class ControlServer:
             result = await outcome.acapture(self._serve_client, client)
         finally:
             client.close()
-            self.clients[client.uid] -= 1
+            self._forget(client)
         self.supervisor.guard(lambda _: result.unwrap(), 0)
 
     def _drop_listener(self) -> None:
@@ -368,6 +486,8 @@ class ControlServer:
         handler = METHODS.get(call.method)
         if handler is None:
             raise VarlinkError(f"{varlink.SERVICE}.MethodNotFound", method=call.method[:200])
+        if not client.may_act and call.method not in LOOKING:
+            raise VarlinkError(f"{varlink.SERVICE}.PermissionDenied")
         wrong = interface.check(call.parameters, interface.methods[method][0])
         if wrong is not None:
             raise _invalid(wrong)
@@ -393,11 +513,13 @@ class ControlServer:
 
 
 class _Client:
-    """One connection. `close()` is the server's to call."""
+    """One connection. `close()` is the server's to call. idle: it has asked for nothing that is not answered."""
 
-    def __init__(self, conn: socket.socket, pid: int, uid: int) -> None:
+    def __init__(self, conn: socket.socket, pid: int, uid: int, *, may_act: bool) -> None:
         conn.setblocking(False)
-        self.pid, self.uid = pid, uid
+        self.pid, self.uid, self.may_act = pid, uid, may_act
+        self.idle = False
+        self._waiting = trio.CancelScope()
         self._fd = conn.fileno()
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(conn))
         self._splitter = varlink.Splitter()
@@ -408,14 +530,27 @@ class _Client:
 
     async def receive(self) -> bytes | None:
         """The next call; None at the end, or when it takes too long (J4). fds that come along are never taken (J12)."""
-        with trio.move_on_after(REQUEST_S):
+        with trio.move_on_after(REQUEST_S) as self._waiting:
             while not self._calls:
+                self.idle = True
                 data = await self._stream.receive_some(varlink.MAX_CALL_BYTES)
                 if not data:
                     return None
                 self._calls.extend(self._splitter.feed(bytes(data)))
+            self.idle = False
             return self._calls.popleft()
         return None
+
+    def is_silent(self) -> bool:
+        """It asks for nothing, and no call of it waits to be read."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return self.idle and not poll.poll(0)
+
+    def dismiss(self) -> None:
+        """End the wait for a call."""
+        self.idle = False
+        self._waiting.cancel()
 
     async def send(self, data: bytes) -> None:
         """Raises trio.TooSlowError when the client does not take it (J5)."""
@@ -494,11 +629,12 @@ def _sockets(service: Service) -> list[dict[str, Any]]:
     listeners = service.listeners
     found = []
     for listener in listeners.open:
-        length = None if listener.fd < 0 or listener.address.kind == "fifo" else sockets.queue_length(listener.fd)
+        length = metrics.queue_length(listener)
         found.append(
             {
                 "service": service.name, "name": listener.spec.name, "address": str(listener.address),
                 "kind": listener.address.kind, "queue": length and length[0], "room": length and length[1], "why": None,
+                "paused": listeners.paused,
             }
         )  # fmt: skip
     for index, why in listeners.waiting.items():
@@ -506,7 +642,7 @@ def _sockets(service: Service) -> list[dict[str, Any]]:
         found.append(
             {
                 "service": service.name, "name": spec.name, "address": str(spec.address), "kind": spec.address.kind,
-                "queue": None, "room": None, "why": why,
+                "queue": None, "room": None, "why": why, "paused": listeners.paused,
             }
         )  # fmt: skip
     return found
@@ -521,11 +657,11 @@ def _processes(service: Service) -> list[dict[str, Any]]:
             }
             for row in service.connections.values()
         ]  # fmt: skip
-    if isinstance(service, ProcessService) and service.instance is not None and service.instance.pid:
-        instance = service.instance
+    if isinstance(service, ProcessService):
         return [
-            {"service": service.name, "pid": instance.pid, "connection": None, "peer": None, **_age(instance.started)}
-        ]
+            {"service": service.name, "pid": one.pid, "connection": None, "peer": None, **_age(one.started)}
+            for one in service.instances() if one.pid
+        ]  # fmt: skip
     return []
 
 
@@ -558,14 +694,24 @@ def _details(server: ControlServer, row: dict[str, Any]) -> dict[str, Any]:
         row["note"] = server.supervisor.snapshot.broken.get(name, row["note"])
         return {
             "service": row, "description": "", "file": "", "run": "", "pass": "", "command": [], "ready": "",
-            "restart": "", "said": "", "refused": 0, "sockets": [], "processes": [], "endings": [], "records": records,
+            "took": None, "health": "", "restart": "", "requires": [], "wants": [], "required_by": [], "said": "",
+            "errors": [], "stored": 0, "ignored": 0, "refused": 0, "sockets": [], "processes": [], "endings": [],
+            "records": records,
         }  # fmt: skip
     spec = service.spec
+    told = service.notifications if isinstance(service, ProcessService) else None
+    instance = service.instance if isinstance(service, ProcessService) else None
     return {
         "service": row, "description": spec.description, "file": spec.source, "run": spec.run, "pass": spec.pass_,
-        "command": list(spec.command), "ready": spec.ready.kind, "restart": spec.restart.policy,
+        "command": [text] if (text := spec.context.handler or spec.builtin) else list(spec.command),
+        "ready": _text(str(spec.ready)), "took": instance and instance.ready_after_s,
+        "health": "" if spec.health is None else _text(str(spec.health.check)), "restart": spec.restart.policy,
+        "requires": list(spec.requires), "wants": list(spec.wants),
+        "required_by": server.supervisor.dependencies.required_by(name),
         "said": _text(service.status_text) if isinstance(service, ProcessService) else "",
-        "refused": service.refused if isinstance(service, ConnectionService) else 0,
+        "errors": [f"{name}={text}" for name, text in told.problems.items()] if told else [],
+        "stored": len(told.store) if told else 0, "ignored": told.ignored if told else 0,
+        "refused": service.refused if isinstance(service, ConnectionService | ProcessService) else 0,
         "sockets": _sockets(service), "processes": _processes(service), "endings": list(service.endings),
         "records": records,
     }  # fmt: skip
@@ -574,7 +720,13 @@ def _details(server: ControlServer, row: dict[str, Any]) -> dict[str, Any]:
 # --- the methods. Each returns the parameters of the last reply, or raises VarlinkError.
 
 
+async def _look_at_files(server: ControlServer) -> None:
+    if server.supervisor.reloader is not None:
+        await server.supervisor.reloader.look()
+
+
 async def _list(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    await _look_at_files(server)
     return {"services": _rows(server, call.parameters.get("names"))}
 
 
@@ -583,12 +735,36 @@ async def _list_sockets(server: ControlServer, client: _Client, call: Call) -> d
 
 
 async def _status(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    await _look_at_files(server)
     return {"services": [_details(server, row) for row in _rows(server, call.parameters.get("names"))]}
 
 
 async def _connections(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
     services = _services(server, call.parameters.get("names"))
     return {"connections": [row for s in services if isinstance(s, ConnectionService) for row in _processes(s)]}
+
+
+async def _show(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    from superd.core import effective  # late: an operator asks now and then, and it is no part of the daemon's work
+    from superd.core.problems import format_problems
+
+    supervisor = server.supervisor
+    (name,) = _known(server, [call.parameters["name"]])
+    assert supervisor.sources is not None
+    files, problems, machine = supervisor.sources(name)
+    spec, entries, found = effective.load_one(
+        name, files, machine=machine, environ=os.environ, is_root=os.geteuid() == 0, problems=problems
+    )
+    secrets = client.may_act  # K18
+    if spec is None or name in supervisor.snapshot.broken:  # by itself, or by what another file says
+        said = format_problems([problem for problem in found if problem.is_error], "full")
+        said = said or f"{supervisor.snapshot.broken.get(name)}\n"
+        return {"toml": "", "config": {}, "origins": {}, "file": "", "problems": said}
+    return {
+        "toml": effective.format_entries(entries, origin=bool(call.parameters.get("origin")), secrets=secrets),
+        "config": effective.tree_of(entries, secrets=secrets), "origins": effective.origins_of(entries),
+        "file": spec.source, "problems": "",
+    }  # fmt: skip
 
 
 async def _logs(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
@@ -697,6 +873,8 @@ def _is_up(service: Service) -> bool | None:
     """After a start: a process runs, or ended well; a per-connection service listens."""
     if not service.wish_up:
         return False  # somebody else stopped it
+    if service.supervisor.dependencies.is_under_way(service):
+        return None
     if service.state in (State.STARTING, State.STOPPING):
         return None
     return service.state in (State.READY, State.LISTENING, State.DONE)
@@ -753,7 +931,9 @@ async def _carry_out(
             results[name]["note"] = supervisor.snapshot.broken[name].splitlines()[0]
         elif order is not None and supervisor.stopping:
             results[name]["note"] = "superd is stopping"
-        elif (verb == "start" and _is_ready(service)) or (verb == "stop" and service.state is State.STOPPED):
+        elif (verb == "start" and _is_ready(service) and not supervisor.dependencies.note(service)) or (
+            verb in ("stop", "drain") and service.state is State.STOPPED
+        ):
             results[name]["ok"] = True
         else:
             if order is not None:
@@ -781,7 +961,7 @@ def _result(
     """mark: number of the record after which to tell what the service wrote; None: do not."""
     service = server.supervisor.services.get(name)
     mains = service.mains() if service is not None else []
-    note = "" if service is None else service.note or service.listeners.describe_waiting()
+    note = "" if service is None else service.explain()
     if service is not None and not ok and not note and service.endings:
         note = service.endings[-1]
     records = [] if mark is None else [r for r in server.supervisor.log.tail(name) if r.number > mark][-_LAST_LINES:]
@@ -798,15 +978,62 @@ def _newest(server: ControlServer, name: str) -> int:
 
 
 async def _start(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
-    return await _carry_out(server, client, call, "start", lambda service: service.ask_start(), _is_up)
+    for name in call.parameters["names"]:
+        if "@" in name and server.supervisor.reloader is not None:
+            wrong = await server.supervisor.reloader.instantiate(name)
+            if wrong is not None:
+                raise VarlinkError(f"{_PREFIX}BadCall", reason=wrong)
+    return await _carry_out(server, client, call, "start", server.supervisor.dependencies.start, _is_up)
 
 
 async def _stop(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
-    return await _carry_out(server, client, call, "stop", lambda service: service.ask_stop(), _is_down)
+    return await _carry_out(server, client, call, "stop", server.supervisor.dependencies.stop, _is_down)
 
 
 async def _restart(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
-    return await _carry_out(server, client, call, "restart", lambda service: service.ask_restart(), _is_up)
+    if not call.parameters.get("overlap"):
+        return await _carry_out(server, client, call, "restart", server.supervisor.dependencies.restart, _is_up)
+    reply = await _carry_out(server, client, call, "restart", lambda one: one.ask_overlap(), _has_overlapped)
+    for row in reply["results"]:
+        service = server.supervisor.services.get(row["name"])
+        if service is not None and not row["ok"] and (why := service.overlapped()):
+            row["note"] = why
+    return reply
+
+
+def _has_overlapped(service: Service) -> bool | None:
+    why = service.overlapped()
+    return None if why is None else not why and _is_up(service)
+
+
+async def _drain(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    return await _carry_out(server, client, call, "drain", server.supervisor.dependencies.drain, _is_down)
+
+
+async def _pause(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    return _set_paused(server, client, call, paused=True)
+
+
+async def _resume(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    return _set_paused(server, client, call, paused=False)
+
+
+def _set_paused(server: ControlServer, client: _Client, call: Call, *, paused: bool) -> dict[str, Any]:
+    results, began = [], time.monotonic()
+    for name in _known(server, call.parameters["names"]):
+        service = server.supervisor.services.get(name)
+        if service is None:
+            why = server.supervisor.snapshot.broken[name].splitlines()[0]
+        else:
+            why = service.why_not_pausable() if paused else ""
+        changed = service is not None and not why and service.listeners.paused is not paused
+        if service is not None and changed:
+            verb = "pause" if paused else "resume"
+            server.supervisor.log.message(f"{verb} asked for by pid {client.pid} uid {client.uid}", service=name)
+            (service.ask_pause if paused else service.ask_resume)()
+        result = _result(server, name, began, ok=not why, changed=changed)
+        results.append({**result, "note": why or result["note"]})
+    return {"results": results}
 
 
 async def _wait(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
@@ -836,6 +1063,47 @@ async def _kill(server: ControlServer, client: _Client, call: Call) -> dict[str,
     return {"results": results}
 
 
+async def _reload_service(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    names = _known(server, call.parameters["names"])
+    supervisor = server.supervisor
+    began = time.monotonic()
+    results = {name: _result(server, name, began, ok=False) for name in names}
+    told: dict[str, tuple[Service, list[int], int, int]] = {}
+    for name in names:
+        service = supervisor.services.get(name)
+        mark = _newest(server, name)
+        done = service.reloaded if isinstance(service, ProcessService) else 0
+        if service is not None and service.ask_reload():
+            supervisor.log.message(f"reload asked for by pid {client.pid} uid {client.uid}", service=name)
+            told[name] = service, service.mains()[:1], mark, done
+        else:
+            results[name]["note"] = "does not run"
+    supervisor.end_of_turn()
+    if told and call.parameters.get("wait") is not False:
+        # A program that does not handle the signal ends by it, and that shows at once.
+        deadline = trio.current_time() + _SETTLE_S
+        with server.while_connected(client):
+            for service, pids, _, done in told.values():
+                if isinstance(service, ProcessService):
+                    await _until_reloaded(service, pids, done, deadline)
+    for name, (service, pids, mark, done) in told.items():
+        well = service.mains()[:1] == pids or isinstance(service, ConnectionService)
+        if isinstance(service, ProcessService):
+            well = not service.reload_failed and (service.reloaded != done or (well and service.can_change))
+        results[name] = _result(server, name, began, ok=well, changed=True, mark=None if well else mark)
+        if not well and isinstance(service, ProcessService) and service.reload_failed:
+            results[name]["note"] = service.reload_failed
+    return {"results": list(results.values())}
+
+
+async def _until_reloaded(service: ProcessService, pids: list[int], done: int, deadline: float) -> None:
+    with trio.move_on_at(deadline):
+        while service.mains()[:1] == pids and not service.reloading and service.reloaded == done:
+            await service.changed.wait()
+    while service.reloading:  # until READY=1, the end of it, or its ready_timeout
+        await service.changed.wait()
+
+
 async def _is(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
     what = call.parameters["what"]
     yes: list[str] = []
@@ -861,6 +1129,7 @@ async def _health(server: ControlServer, client: _Client, call: Call) -> dict[st
             # While an on-demand service starts its clients wait, as they do for every start of it.
             starts = service.state is State.STARTING and service.spec.run != "on-demand"
             well = well and not service.listeners.waiting and not starts
+            well = well and not (isinstance(service, ProcessService) and service.health.unhealthy)
         if not well:
             problems.append(f"{row.name}: {row.state}" + (f": {row.note}" if row.note else ""))
     if server.supervisor.stopping:
@@ -868,11 +1137,87 @@ async def _health(server: ControlServer, client: _Client, call: Call) -> dict[st
     return {"live": True, "ready": not problems, "problems": problems}
 
 
+async def _access(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    (name,) = _known(server, [call.parameters["name"]])
+    service = server.supervisor.services.get(name)
+    if service is None:
+        return {"allowed": False, "reason": "its file has errors, so nobody is let in"}
+    door = access.Door(service.spec.access, server.supervisor.names)
+    asked = call.parameters["address"]
+    try:
+        if asked.startswith("user:"):
+            facts = access.client_named(asked.removeprefix("user:"))
+        else:
+            facts = door.client_at(asked)
+        decision = door.judge(facts)
+        if decision.needs_names:
+            await server.supervisor.names.find(access.packed(asked))
+            decision = door.judge(door.client_at(asked))
+    except (ValueError, KeyError, OverflowError):
+        raise _invalid("address") from None
+    return {"allowed": decision.allowed, "reason": decision.reason}
+
+
+async def _metrics(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    return {"text": await metrics.render(server.supervisor)}
+
+
+async def _history(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    plots = [{"name": name, "connections": values} for name, values in server.supervisor.meter.plots()]
+    return {"slot": SLOT_S, "span": SLOT_S * SLOTS, "services": plots}
+
+
+async def _processes_of(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    services = _services(server, call.parameters.get("names"))
+    return {"processes": metrics.members(server.supervisor, services)}
+
+
 async def _shutdown(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
     supervisor = server.supervisor
     supervisor.log.message(f"shutdown asked for by pid {client.pid} uid {client.uid}")
     supervisor.shut_down()
     return {"services": len(supervisor.services), "pid": os.getppid()}
+
+
+async def _upgrade(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    supervisor = server.supervisor
+    if server.upgrading or supervisor.stopping:
+        why = "superd is stopping" if supervisor.stopping else "somebody else has asked for it just now"
+        return {"ok": False, "version": "", "was": __version__, "why": why}
+    server.upgrading = True
+    try:
+        supervisor.log.message(f"upgrade asked for by pid {client.pid} uid {client.uid}", level="notice")
+        version, why = await upgrade.try_out()
+        reply = {"ok": not why, "version": version, "was": __version__, "why": why}
+        if why:
+            supervisor.log.message(f"cannot upgrade: {why}; superd goes on as it is", level="err")
+            return reply
+        supervisor.log.message(f"superd {version} takes over from {__version__}", level="notice")
+        with contextlib.suppress(*_GONE):
+            await client.send(varlink.pack_reply(reply))
+        await upgrade.hand_over(supervisor)
+    finally:
+        server.upgrading = False
+    raise ConnectionResetError(errno.ECONNRESET, "superd stops")
+
+
+async def _reload(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    strict, dry_run = bool(call.parameters.get("strict")), bool(call.parameters.get("dry_run"))
+    return await _reloaded(server, strict=strict, dry_run=dry_run, by=f"pid {client.pid} uid {client.uid}")
+
+
+async def _diff(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
+    return await _reloaded(server, strict=False, dry_run=True, by="")
+
+
+async def _reloaded(server: ControlServer, *, strict: bool, dry_run: bool, by: str) -> dict[str, Any]:
+    reloader = server.supervisor.reloader
+    assert reloader is not None
+    try:
+        return outcome_parameters(await reloader.reload(strict=strict, dry_run=dry_run, by=by))
+    except OSError as error:
+        reason = f"cannot read the files: {(error.strerror or str(error)).lower()}"
+        raise VarlinkError(f"{_PREFIX}BadCall", reason=reason) from None
 
 
 async def _get_info(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
@@ -894,16 +1239,37 @@ METHODS: dict[str, Callable[[ControlServer, _Client, Call], Awaitable[dict[str, 
     f"{_PREFIX}Sockets": _list_sockets,
     f"{_PREFIX}Status": _status,
     f"{_PREFIX}Connections": _connections,
+    f"{_PREFIX}Show": _show,
     f"{_PREFIX}Logs": _logs,
     f"{_PREFIX}Events": _events,
     f"{_PREFIX}Start": _start,
     f"{_PREFIX}Stop": _stop,
     f"{_PREFIX}Restart": _restart,
+    f"{_PREFIX}Pause": _pause,
+    f"{_PREFIX}Resume": _resume,
+    f"{_PREFIX}Drain": _drain,
     f"{_PREFIX}Kill": _kill,
+    f"{_PREFIX}ReloadService": _reload_service,
     f"{_PREFIX}Wait": _wait,
     f"{_PREFIX}Is": _is,
     f"{_PREFIX}Health": _health,
+    f"{_PREFIX}Access": _access,
+    f"{_PREFIX}Reload": _reload,
+    f"{_PREFIX}Diff": _diff,
+    f"{_PREFIX}Metrics": _metrics,
+    f"{_PREFIX}History": _history,
+    f"{_PREFIX}Processes": _processes_of,
     f"{_PREFIX}Shutdown": _shutdown,
+    f"{_PREFIX}Upgrade": _upgrade,
     f"{varlink.SERVICE}.GetInfo": _get_info,
     f"{varlink.SERVICE}.GetInterfaceDescription": _get_interface_description,
 }
+
+# What members of control_group may ask. Whatever is not here is for those who may do everything.
+LOOKING = frozenset(
+    [f"{_PREFIX}{name}" for name in (
+        "List", "Sockets", "Status", "Connections", "Logs", "Events", "Is", "Health", "Wait", "Access", "Show", "Diff",
+        "Metrics", "History", "Processes",
+    )]
+    + [f"{varlink.SERVICE}.GetInfo", f"{varlink.SERVICE}.GetInterfaceDescription"]
+)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 from typing import Any
@@ -22,6 +23,11 @@ def trusted_uid(spec: ServiceSpec) -> int:
         return os.geteuid() if user is None else pwd.getpwnam(user).pw_uid
     except KeyError:
         return os.geteuid()
+
+
+def gid_of(group: str | int) -> int:
+    """Raises KeyError."""
+    return group if isinstance(group, int) else grp.getgrnam(group).gr_gid
 
 
 def context_json(spec: ServiceSpec) -> dict[str, Any]:

@@ -144,8 +144,8 @@ class KeeperLink:
             fdpass.close_all(fds)
         self._wants_write(False)
 
-    def finish(self, status: int) -> None:
-        """The last order: exit. Waits until everything before it is taken."""
+    def finish(self, order: str, **fields: Any) -> None:
+        """The last order. Waits until everything before it is taken."""
         self.channel.setblocking(True)
         self._flush()
-        self.send("exit", status=status)
+        self.send(order, **fields)

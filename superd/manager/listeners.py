@@ -6,11 +6,12 @@ An address that is busy or not there yet is tried again for ever, 1 s doubling t
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -53,7 +54,7 @@ class Listeners:
 
     def __init__(
         self,
-        service: str,
+        service: str | None,  # None: superd's own
         specs: tuple[SocketSpec, ...],
         trusted_uid: int,
         keeper: KeeperLink,
@@ -65,7 +66,10 @@ class Listeners:
         self.service, self.specs, self.trusted_uid = service, specs, trusted_uid
         self.keeper, self.watch, self.timers, self.log = keeper, watch, timers, log
         self.changed = changed
+        self.exclusive = False  # no process has them but superd
         self.open: list[Listener] = []
+        self.draining = False  # watch none of them any more
+        self.paused = False  # nor now; an operator says when again
         self.waiting: dict[int, str] = {}  # index of spec -> why not
         self._delays: dict[int, float] = {}
         self._retries: dict[int, Timer] = {}
@@ -82,11 +86,79 @@ class Listeners:
         for index, spec in enumerate(self.specs):
             if not self._adopt(spec, inheritance):
                 self._try(index)
-        if any(listener.identity for listener in self.open):
+        self.start_checking()
+
+    def start_checking(self) -> None:
+        if self._check is None and any(listener.identity for listener in self.open):
             self._check = self.timers.after(_CHECK_PATHS_S, self._check_paths)
 
+    # -- a reload
+
+    def give_up(self, listener: Listener) -> None:
+        """To another service, which stores it under a name of its own; the fd is not closed."""
+        self.unwatch(listener)
+        self.keeper.send("drop", name=listener.key)
+        self.open.remove(listener)
+
+    def keep_only(self, staying: Iterable[object]) -> None:
+        """Close the others, so that their addresses are free."""
+        kept = {id(one) for one in staying}
+        for listener in list(self.open):
+            if id(listener) not in kept:
+                self._close(listener, remove_path=True)
+
+    def replace(self, specs: tuple[SocketSpec, ...], found: dict[int, list[Listener] | list[sockets.Bound]]) -> None:
+        """`found` has, by index of `specs`, listeners that stay or come from another service, or new sockets. What is
+        open and not among them is closed; what is missing is bound, and waited for if that fails."""
+        self._forget_waiting()
+        self.keep_only([one for rows in found.values() for one in rows])
+        mine, self.open, self.specs = self.open, [], specs
+        for index, spec in enumerate(specs):
+            for one in found.get(index, ()):
+                if isinstance(one, sockets.Bound):
+                    key = self._key(spec, str(one.address))
+                    self.keeper.send("store", [one.fd], name=key)
+                    self._add(spec, one, key)
+                    self.log.record("listening", service=self.service, address=str(one.address), socket=spec.name)
+                    continue
+                was, one.spec = one.spec, spec
+                key = self._key(spec, str(one.address))
+                if one not in mine:
+                    one.key = key
+                    self.keeper.send("store", [one.fd], name=key)
+                    self.log.record("listening", service=self.service, address=str(one.address), socket=spec.name)
+                self._apply(one, was)
+                self.open.append(one)
+        for index in range(len(specs)):
+            if index not in found:
+                self._try(index)
+        self.start_checking()
+
+    def _apply(self, listener: Listener, was: SocketSpec) -> None:
+        """Set the options of an open socket as its file has them now."""
+        spec = listener.spec
+        if spec == was:
+            return
+        asked = replace(spec, address=listener.address)
+        try:
+            sockets.apply_options(listener.fd, asked, replace(was, address=listener.address))
+            if listener.identity is not None:
+                sockets.apply_path(asked, listener.identity, trusted_uid=self.trusted_uid, was=was)
+        except sockets.BindError as error:
+            self.log.message(
+                f"cannot change {listener.address}: {error}; it stays open as it was", level="warning",
+                service=self.service,
+            )  # fmt: skip
+
+    def _forget_waiting(self) -> None:
+        for timer in self._retries.values():
+            timer.cancel()
+        self._retries.clear()
+        self._delays.clear()
+        self.waiting.clear()
+
     def _key(self, spec: SocketSpec, real: str) -> str:
-        return f"listener:{self.service}:{spec.address}={real}"
+        return f"listener:{self.service or ''}:{spec.address}={real}"
 
     def _adopt(self, spec: SocketSpec, inheritance: Inheritance) -> bool:
         prefix = self._key(spec, "")
@@ -144,7 +216,8 @@ class Listeners:
     def _add(self, spec: SocketSpec, bound: sockets.Bound, key: str) -> Listener:
         # Of a FIFO only fileno and close are used, which a file has too.
         is_fifo = stat.S_ISFIFO(os.fstat(bound.fd).st_mode)
-        owner = cast(socket.socket, io.FileIO(bound.fd)) if is_fifo else socket.socket(fileno=bound.fd)
+        kind = sockets.Inbox if bound.address.scheme == "tcpmux" else socket.socket
+        owner = cast(socket.socket, io.FileIO(bound.fd)) if is_fifo else kind(fileno=bound.fd)
         listener = Listener(spec, bound.address, owner, bound.identity, key)
         self.open.append(listener)
         self.open.sort(key=lambda item: self.specs.index(item.spec))
@@ -155,7 +228,7 @@ class Listeners:
         self.timers.after(delay_s, resume)
 
     def watch_one(self, listener: Listener, callback: Callable[[int], None]) -> None:
-        if not listener.watched and listener.fd >= 0:
+        if not listener.watched and listener.fd >= 0 and not self.draining and not self.paused:
             self.watch.add(listener.fd, callback)
             listener.watched = True
 
@@ -183,17 +256,19 @@ class Listeners:
         self.unwatch(listener)
         if remove_path and listener.identity and listener.spec.remove_on_stop:
             sockets.remove_unix_path(listener.address.path or "", listener.identity, listener.spec.symlinks)
+        if self.exclusive and listener.address.is_ip and listener.spec.address.scheme != "fd":
+            # The keeper closes its copy in its own time; until then clients would queue, and the address be taken.
+            with contextlib.suppress(OSError):
+                listener.socket.shutdown(socket.SHUT_RDWR)
         self.keeper.send("drop", name=listener.key)
         listener.socket.close()
         self.open.remove(listener)
 
     def close(self, *, remove_paths: bool = True) -> None:
-        for timer in self._retries.values():
-            timer.cancel()
-        self._retries.clear()
-        self.waiting.clear()
+        self._forget_waiting()
         if self._check is not None:
             self._check.cancel()
+            self._check = None
         for listener in list(self.open):
             self._close(listener, remove_path=remove_paths)
 
@@ -204,7 +279,7 @@ class Listeners:
 def _with_text(asked: Address, text: str) -> Address:
     """The bound address from its canonical text."""
     scheme, _, rest = text.partition(":")
-    if not scheme.startswith(("tcp", "udp")):
+    if (not asked.is_ip and asked.scheme != "fd") or not scheme.startswith(("tcp", "udp")):
         return asked if scheme == asked.scheme else Address(scheme, path=rest)  # type: ignore[arg-type]
     host, _, port = rest.rpartition(":")
     return Address(scheme, host.strip("[]") or None, int(port))  # type: ignore[arg-type]

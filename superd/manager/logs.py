@@ -453,6 +453,7 @@ class OutputReader:
         os.set_blocking(fd, False)
         self.fd: int | None = fd
         self.service, self.pid, self.connection, self.stream = service, pid, connection, stream
+        self.heard: Callable[[str], None] | None = None  # told each line, too
         self._log = log
         self._splitter = LineSplitter()
         self._read_bytes = 4 * _READ_MIN
@@ -528,3 +529,5 @@ class OutputReader:
                 stream=self.stream,
                 continued=continued or None,
             )
+            if self.heard is not None:
+                self.heard(text)

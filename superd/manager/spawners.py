@@ -26,6 +26,7 @@ IDLE_S = 60.0
 _HEADROOM_FDS = 32
 _NO_ROOM_S = 0.5
 _BUSY = 2
+_LOOK_S = 1.0
 
 
 class Owner(Protocol):
@@ -39,6 +40,7 @@ class Owner(Protocol):
     def exited(self, connection: int, pid: int, status: int) -> None: ...
     def spawner_available(self) -> None: ...
     def context_refused(self, reason: str) -> None: ...
+    def renewed(self, failure: str) -> None: ...
     def orphaned(self, connection: int) -> None: ...
     def unanswered(self, connection: int) -> None: ...
     def adopt(self, spawner: Spawner, row: list[Any], log: int | None) -> None: ...
@@ -107,6 +109,10 @@ class Pool:
     owners: dict[int, Owner] = field(default_factory=dict)  # by program id
     asked: int = 0  # spawners the keeper has been asked for
     short: bool = False  # no fd was free for one, and said so
+    workers: int = 0  # how many stay although they have nothing to do
+    files: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the handler's code, as they were when read
+    renewing: bool = False  # the next one that comes is to take the place of all others
+    looked: float = 0.0
 
     def pick(self) -> Spawner | None:
         """The first spawner that is not busy (its caches are warm), else the least busy one.
@@ -128,6 +134,24 @@ class Pool:
         if self.asked:
             return
         self.asked += 1
+        self.spawners.ask(self)
+
+    def keep_ready(self) -> None:
+        """Ask for workers that are missing, one after the other."""
+        if len([member for member in self.members if not member.leaving]) < self.workers:
+            self._ask()
+
+    def code_changed(self, now: float) -> bool:
+        """Whether a file of the handler is another than when it was imported; looked at once a second at most."""
+        if now - self.looked < _LOOK_S:
+            return False
+        self.looked = now
+        return any(_signature(path) != found for path, found in self.files.items())
+
+    def renew(self) -> None:
+        """A new spawner, which imports the handler as it is now; when it has, the others finish what they have and
+        go. `renewed` follows."""
+        self.renewing = True
         self.spawners.ask(self)
 
     def register(self, member: Spawner, owner: Owner) -> None:
@@ -167,6 +191,7 @@ class Spawners:
         self.pools: dict[Context, Pool] = {}
         self.by_id: dict[int, Spawner] = {}
         self.connections: dict[int, tuple[Owner, Spawner]] = {}
+        self.stranger: Callable[[str], Owner | None] = lambda _: None  # whose connections of an unknown service are
         self._next_id = 0
         self._next_program = first_program
         self._asked: dict[int, Pool] = {}
@@ -183,6 +208,12 @@ class Spawners:
         owner.program_id = self._next_program
         pool.owners[owner.program_id] = owner
         return pool
+
+    def renew(self) -> None:
+        """Those that an earlier version of superd has started go when they have ended what they have."""
+        for pool in self.pools.values():
+            if pool.members and pool.owners and not pool.renewing:
+                pool.renew()
 
     def ask(self, pool: Pool) -> None:
         self._next_id += 1
@@ -246,7 +277,7 @@ class Spawners:
         connections = self.connections
         for kind, connection, pid, status, stage in messages.records(data):
             found = connections.get(connection)
-            if found is None:
+            if found is None or found[1] is not member:  # a handler's code may make its spawner say anything
                 continue
             owner = found[0]
             if kind == messages.STARTED:
@@ -266,7 +297,9 @@ class Spawners:
 
     def _rest(self, member: Spawner) -> None:
         """Nothing to do: go after a while, unless work comes."""
-        if member.idle is None:
+        if member.leaving:
+            member.send(messages.pack("quit"))
+        elif member.idle is None and len(member.pool.members) > member.pool.workers:
             member.idle = self.timers.after(IDLE_S, lambda: self._idle_over(member))
 
     def _idle_over(self, member: Spawner) -> None:
@@ -278,17 +311,22 @@ class Spawners:
     def _text(self, member: Spawner, message: dict[str, Any], fds: list[int]) -> None:
         pool = member.pool
         if message["kind"] == "entered":
-            self._entered(member)
+            self._entered(member, message.get("files", []))
         elif message["kind"] == "refused":
             pool.asked, member.leaving = 0, True
+            pool.files = {path: _signature(path) for path in pool.files}  # not again until something changes
             for owner in list(pool.owners.values()):
-                owner.context_refused(message["text"])
+                if pool.renewing and any(other.entered for other in pool.members):
+                    owner.renewed(message["text"])
+                else:
+                    owner.context_refused(message["text"])
+            pool.renewing = False
         elif message["kind"] == "children":
             self._adopt_children(member, message["rows"], fds)
         elif message["kind"] == "synced":
             self._synced(member)
         elif message["kind"] == "listed":
-            self._listed(member, message["programs"])
+            self._listed(member, message["programs"], message.get("files", []))
 
     def _lost(self, member: Spawner) -> None:
         """A spawner has gone for good."""
@@ -392,15 +430,27 @@ class Spawners:
             member.live.add(row[0])
             owner.adopt(member, row, log)
 
-    def _listed(self, member: Spawner, programs: list[int]) -> None:
+    def _listed(self, member: Spawner, programs: list[int], files: list[str]) -> None:
         for number in programs:
             member.send(messages.pack("forget", id=number))
-        self._entered(member)
+        self._entered(member, files)
 
-    def _entered(self, member: Spawner) -> None:
-        member.pool.asked = 0
+    def _entered(self, member: Spawner, files: list[str]) -> None:
+        pool = member.pool
+        pool.asked = 0
         member.entered = True
-        for owner in list(member.pool.owners.values()):
+        pool.files = {path: _signature(path) for path in files}
+        if pool.renewing:
+            pool.renewing = False
+            for other in pool.members:
+                if other is not member:
+                    other.entered, other.leaving = False, True
+                    if not other.live and not other.pending:
+                        self._rest(other)
+            for owner in list(pool.owners.values()):
+                owner.renewed("")
+        pool.keep_ready()
+        for owner in list(pool.owners.values()):
             owner.spawner_available()
         if not member.live:
             self._rest(member)
@@ -410,4 +460,12 @@ class Spawners:
             for owner in pool.owners.values():
                 if owner.program.service == service:
                     return owner
-        return None
+        return self.stranger(service)
+
+
+def _signature(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns

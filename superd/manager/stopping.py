@@ -1,8 +1,11 @@
 """Which processes belong to which service, and how all of them are ended.
 
 A service's processes are those superd started for it, their descendants and sessions, and those that left all of that
-(setsid, double fork) but still carry the service's name in their environment. What has cleared even that belongs to no
-service; the end of superd takes it along, because superd is its subreaper (G6).
+(setsid, double fork) but are in the service's cgroup, or still carry its name in their environment. What is in none of
+these belongs to no service; the end of superd takes it along, because superd is its subreaper (G6).
+
+A service that is one process has a cgroup where superd can make one. The processes of connections have none of their
+own: they are started by spawners that services share, and posix_spawn cannot put a child into another group.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from superd.system import process, tree
+from superd.system import cgroup, process, tree
 
 if TYPE_CHECKING:
     from superd.manager.service import Service
@@ -29,6 +32,11 @@ class Processes:
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
         self._seen: dict[str, list[tree.Process]] | None = None
+        self._groups = cgroup.base(os.getppid())
+
+    def group(self, service: Service) -> str | None:
+        """Directory of the service's cgroup, made if it is not there; None: there are none here."""
+        return None if self._groups is None else cgroup.make(self._groups, service.name)
 
     def forget(self) -> None:
         """What was seen is of this turn; the next one looks again."""
@@ -36,23 +44,34 @@ class Processes:
 
     def all(self) -> list[tree.Process]:
         own = {os.getpid(), *(member.pid for member in self.supervisor.spawners.by_id.values())}
-        return [row for row in tree.below(os.getppid()) if row.pid not in own and not row.zombie]
+        rows = tree.below(os.getppid())
+        if self._groups is not None:  # where superd is no subreaper they may be below init by now
+            known = {row.pid for row in rows}
+            rows += filter(None, map(tree.look, set(cgroup.members(self._groups)) - known))
+        return [row for row in rows if row.pid not in own and not row.zombie]
 
     def by_service(self) -> dict[str, list[tree.Process]]:
         """Live processes by service name, "" for those that nothing names. One look at /proc serves a whole turn."""
         if self._seen is None:
-            services = self.supervisor.services
-            mains = {pid: service.name for service in services.values() for pid in service.mains()}
+            known = self.supervisor.everything()
+            services = {service.name for service in known}
+            mains = {pid: service.name for service in known for pid in service.mains()}
             owners: dict[int, str] = {}
             self._seen = {}
             for row in self.all():  # parents come before their children
                 owner = mains.get(row.pid) or owners.get(row.parent) or mains.get(row.session)
                 if not owner:
-                    owner = tree.environment_value(row.pid, "SUPERD_SERVICE") or ""
+                    owner = self._group_owner(row.pid) or tree.environment_value(row.pid, "SUPERD_SERVICE") or ""
                     owner = owner if owner in services else ""
                 owners[row.pid] = owner
                 self._seen.setdefault(owner, []).append(row)
         return self._seen
+
+    def _group_owner(self, pid: int) -> str | None:
+        if self._groups is None:
+            return None
+        _, found, rest = (tree.cgroup(pid) or "").partition(f"/{os.path.basename(self._groups)}/")
+        return rest.partition("/")[0] if found else None
 
     def of(self, service: Service) -> list[tree.Process]:
         return self.by_service().get(service.name, [])
@@ -63,10 +82,17 @@ class Processes:
 
     def tell_rest(self, service: Service, signo: int) -> None:
         """Signal what a service has besides its main processes' groups, which their parents signal."""
+        if signo == signal.SIGKILL and self._groups is not None:
+            cgroup.kill(os.path.join(self._groups, service.name))  # no fork is quicker
         mains = set(service.mains())
         for row in self.of(service):
             if row.group not in mains:
-                _send(row, signo)
+                send(row, signo)
+
+    def close(self) -> None:
+        """At the end of superd."""
+        if self._groups is not None:
+            cgroup.remove(self._groups)
 
     async def end_all(self, service: Service) -> None:
         """Stop signal, time, KILL, as `kill_mode` says; returns when nothing is left or nothing more can be done."""
@@ -94,7 +120,7 @@ class Processes:
             for row in found:
                 if (row.pid, row.started) not in told:
                     told.add((row.pid, row.started))
-                    _send(row, signo)
+                    send(row, signo)
             for row in found:
                 fd = process.open_pidfd(row.pid)
                 if fd is not None:
@@ -105,8 +131,8 @@ class Processes:
             await trio.sleep(0)
 
 
-def _send(row: tree.Process, signo: int) -> None:
-    """Through a pidfd, and only if the pid is still the process that was seen (F15)."""
+def send(row: tree.Process, signo: int) -> None:
+    """A signal, through a pidfd, and only if the pid is still the process that was seen (F15)."""
     fd = process.open_pidfd(row.pid)
     if fd is None:
         return

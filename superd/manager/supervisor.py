@@ -1,7 +1,7 @@
 """All services: what they share, signals, shutdown, and the one error boundary.
 
-An exception inside one service is caught here, once, logged with its traceback, and that service is FAILED; the
-others do not notice (F7). There is no other `except Exception` in the manager.
+An exception inside one service is caught here, once, and logged with its traceback; the others do not notice (F7).
+There is no other `except Exception` in the manager.
 """
 
 from __future__ import annotations
@@ -12,27 +12,50 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from superd.core.lifecycle import State
-from superd.core.spec import ServiceSpec, Snapshot
+from superd import __version__
+from superd.core.lifecycle import Ending, State
+from superd.core.spec import DaemonSpec, ServiceSpec, Snapshot
+from superd.manager import fdstore
+from superd.manager.access import Names
 from superd.manager.activation import ConnectionService
+from superd.manager.builtins import BuiltinService
+from superd.manager.checks import Probe
+from superd.manager.commands import Commands
+from superd.manager.dependencies import Dependencies
 from superd.manager.keeperlink import Inheritance, KeeperLink
-from superd.manager.logs import Log
-from superd.manager.service import ProcessService, Service, Statistics
+from superd.manager.logs import Format, Log, wants_colour
+from superd.manager.metrics import Meter
+from superd.manager.overlap import Overlap
+from superd.manager.process import ProcessService
+from superd.manager.service import Service, Statistics
 from superd.manager.spawners import Spawners
 from superd.manager.stopping import FINAL_WAIT_S, Processes
+from superd.manager.syslog import Syslog
+from superd.manager.tcpmux import MuxService
+from superd.manager.trial import TracedService, print_addresses
 from superd.manager.watch import Callback, Timer, Timers, Watch
+from superd.system import notify
 
 if TYPE_CHECKING:
+    from superd.core.machine import Machine
+    from superd.core.problems import Problem
+    from superd.core.schema import SourceFile
+    from superd.keeper import Trial
     from superd.manager.control import ControlServer
+    from superd.manager.reload import Reloader
 
 EX_CANNOT_BIND = 71
 _TRY_LATER_S = 0.1
+_STATUS_S = 1.0
+_PING_LEAST_S = 0.01  # a period that nobody can keep must not keep this loop busy
+_STATUS_CHARS = 1000
 _STRAYS_S = 1.0  # after a take-over; the spawners have told what they have by then
+_TURN_TO_STOP = 0.75  # of the time for everything; who has not had his turn by then is told, rather than only killed
 _NAMELESS_S = 10.0  # for processes that belong to no service, from TERM to KILL
 
 
@@ -59,30 +82,56 @@ class Supervisor:
             keeper, self.watch, self.timers, nofile_soft, generation << 16,
             lambda text: log.message(text, level="warning"),
         )  # fmt: skip
+        self.spawners.stranger = self._leaving
         self.strict = False
-        self.form = "text"  # of the log, for what the keeper has to say
+        self.trial: Trial | None = None
+        # Name of a service -> the files in force, the problems of reading them, and the machine as it was then.
+        self.sources: Callable[[str], tuple[list[SourceFile], list[Problem], Machine]] | None = None
+        self.drain_s = 0.0  # how long live connections may go on when superd stops
+        self.form: Format = "text"  # of the log, for what the keeper has to say
+        self.log_option: Format | None = None
         self.control: ControlServer | None = None
         self.processes = Processes(self)
+        self.names = Names()
+        self.dependencies = Dependencies(self, snapshot)
+        self.meter = Meter(self)
+        self.syslog = Syslog(self, snapshot.daemon.syslog)
         self.services: dict[str, Service] = {}
-        self.instances: dict[int, Service] = {}  # the keeper's children by id
+        self.leaving: list[Service] = []  # that are no more in the configuration, and still have something to do
+        self.inherited: dict[str, list[int]] = {}  # superd's own sockets, for fd:NAME
+        self.reloader: Reloader | None = None
+        self.instances: dict[int, Service | Commands | Probe | Overlap] = {}  # the keeper's children by id
+        self.stored = fdstore.inherit(inheritance)
         self.snapshot_wanted = False
         self.drained = 0
         self.stopping = False
         self.exit_status = 0
         self.hurry = trio.Event()
         self._generation = generation
+        self._version_before = ""  # that of the manager before this one, if it was another
         self._connection = generation << 40
         self._instance = generation << 20
+        self._forgotten: list[int] = []  # children whose end is dealt with; the keeper is told after the next deposit
+        self._resumed = False  # an earlier manager was stopping superd; the keeper repeats the signal, if there was one
         self._later: list[Callable[[], None]] = []
+        self._turned: trio.Event | None = None  # somebody waits for the end of a turn
         self._log_timer: Timer | None = None
         self._log_blocked = False
         self._nursery: trio.Nursery | None = None
         self._done = trio.Event()
         self._ready_at = 0.0
+        self._status_timer: Timer | None = None
+        self.deposit_s = 0.0  # that the last deposit took
         keeper.handlers |= {
             "started": self._started, "failed": self._failed, "exited": self._exited, "signal": self._signal,
+            "command-ended": self._command_ended,
         }  # fmt: skip
         keeper.gone = self._keeper_gone
+
+    @property
+    def once(self) -> bool:
+        """The first connection, or process, is the last one."""
+        return self.trial is not None and self.trial.once
 
     # -- numbers
 
@@ -113,6 +162,22 @@ class Supervisor:
         )
         error.__traceback__ = None
 
+    def start_task(self, task: Callable[[], Awaitable[None]]) -> trio.CancelScope:
+        """Run a task in the background, inside the boundary, until it ends or its scope is cancelled."""
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                try:
+                    await task()
+                except Exception as error:
+                    self._caught(error)
+            self.end_of_turn()
+
+        assert self._nursery is not None, "not running yet"
+        self._nursery.start_soon(run)
+        return scope
+
     def later(self, callback: Callable[[], None]) -> None:
         """At the end of this turn, before anything else happens."""
         self._later.append(callback)
@@ -123,9 +188,11 @@ class Supervisor:
             for callback in callbacks:
                 self.guard(lambda _, callback=callback: callback(), 0)  # type: ignore[misc]
         self.processes.forget()
+        if self._turned is not None:
+            self._turned.set()
+            self._turned = None
         if self.snapshot_wanted:
-            self.snapshot_wanted = False
-            self._deposit()
+            self.deposit()
         self.log.flush()
         # Records that must be written later although nothing happens: a reader that catches up, a disk that has room
         # again, a summary that is due.
@@ -136,6 +203,11 @@ class Supervisor:
         when = self.log.wake_at()
         if when is not None and self._log_timer is None:
             self._log_timer = self.timers.after(max(when - time.monotonic(), 0.05), self._wake_log)
+
+    async def next_turn(self) -> None:
+        """Until something has happened."""
+        self._turned = self._turned or trio.Event()
+        await self._turned.wait()
 
     async def _wait_for_log(self, fd: int) -> None:
         try:
@@ -148,7 +220,12 @@ class Supervisor:
     # -- life
 
     def add(self, spec: ServiceSpec) -> Service:
-        kind = ConnectionService if spec.takes_connections else ProcessService
+        if spec.builtin is not None:
+            kind: type[Service] = MuxService if spec.builtin == "tcpmux" else BuiltinService
+        else:
+            kind = ConnectionService if spec.takes_connections else ProcessService
+            if self.trial is not None and self.trial.trace:
+                kind = TracedService
         service = self.services[spec.name] = kind(self, spec)
         return service
 
@@ -156,11 +233,15 @@ class Supervisor:
         """Bind, adopt, start, serve; returns superd's exit status when everything has stopped."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            if self.reloader is not None:
+                self.reloader.begin()
             self._begin()
             nursery.start_soon(self.watch.run)
             nursery.start_soon(self.timers.run)
             if self.control is not None:
                 nursery.start_soon(self.control.serve)
+            if self.reloader is not None:
+                nursery.start_soon(self.reloader.run)
             await self._done.wait()
             nursery.cancel_scope.cancel()
         return self.exit_status
@@ -173,30 +254,91 @@ class Supervisor:
         for number, pid, context in inheritance.spawners:
             for fd in inheritance.held.pop(f"spawner:{number}", []):
                 self.spawners.take_over(number, pid, fd, context)
-        inherited = {
+        self.inherited = inherited = {
             name.partition(":")[2]: inheritance.held.pop(name)
             for name in list(inheritance.held)
             if name.startswith("inherited:")
         }
-        deposited: dict[str, Any] = json.loads(inheritance.snapshot)["services"] if inheritance.snapshot else {}
+        left = self._read_deposit(inheritance.snapshot)
+        deposited: dict[str, Any] = left["services"]
+        if left["version"] != __version__:
+            self._version_before = left["version"]
+        self.guard(lambda _: self.syslog.bind(inheritance), 0)
+        self.guard(lambda _: self.meter.restore(left["meter"]), 0)
         for spec in self.snapshot.services.values():
             service = self.add(spec)
-            self._restore(service, deposited.get(spec.name, {}))
+            self.guard(lambda _, service=service: self._restore(service, deposited.get(service.name, {})), 0)  # type: ignore[misc]
             self.guard(lambda _, service=service: service.bind(inheritance, inherited), 0)  # type: ignore[misc]
-        self._adopt_children(deposited)
+        self._drop_unclaimed()
+        self._adopt_children(deposited, left["forgotten"])
+        self.meter.begin()
         if self.strict and not inheritance.up and any(not s.listeners.complete for s in self.services.values()):
-            self.log.message("cannot start: an address cannot be had, and --strict was given", level="err")
+            why = "" if self.trial else ", and --strict was given"
+            self.log.message(f"cannot start: an address cannot be had{why}", level="err")
             self.shut_down(EX_CANNOT_BIND)
             return
         if self.control is not None:
             self.control.open()
         self._say_ready()
-        for service in self.services.values():
-            self.guard(lambda _, service=service: service.begin(), 0)  # type: ignore[misc]
+        if self.trial is not None and self.trial.print_address and not inheritance.up:
+            for service in self.services.values():
+                print_addresses(service)
+        if (status := left["stopping"]) is not None:
+            self._resumed = True
+            self.shut_down(status)
+        else:
+            self.dependencies.begin()
+        fdstore.discard(self.stored, self.keeper)
         if inheritance.up:
             self.timers.after(_STRAYS_S, self._adopt_strays)
+        if self._version_before:
+            self.timers.after(_STRAYS_S, self.spawners.renew)
         self.snapshot_wanted = True
         self.end_of_turn()
+
+    def _read_deposit(self, snapshot: bytes) -> dict[str, Any]:
+        """What the last manager deposited. One that makes no sense (P1) is no reason to end, again and again: what
+        listens and what runs is known without it."""
+        empty: dict[str, Any] = {"services": {}, "forgotten": [], "stopping": None, "meter": {}, "version": __version__}
+        if not snapshot:
+            return empty
+        try:
+            found = {**empty, **json.loads(snapshot)}
+        except (ValueError, TypeError, RecursionError) as error:
+            self.log.message(f"cannot read what the last manager has left: {error}; going on without it", level="err")
+            return empty
+        services = found["services"] if isinstance(found["services"], dict) else {}
+        forgotten = found["forgotten"] if isinstance(found["forgotten"], list) else []
+        stopping = found["stopping"] if isinstance(found["stopping"], int) else None
+        rows = {name: row for name, row in services.items() if isinstance(row, dict) and _makes_sense(row)}
+        meter = found["meter"] if isinstance(found["meter"], dict) else {}
+        return {
+            "services": rows, "forgotten": forgotten, "stopping": stopping, "meter": meter,
+            "version": str(found["version"]),
+        }  # fmt: skip
+
+    def _drop_unclaimed(self) -> None:
+        """Listeners of services that were being removed when the last manager died."""
+        for name in [name for name in self.inheritance.held if name.startswith("listener:")]:
+            for fd in self.inheritance.held.pop(name):
+                os.close(fd)
+            self.keeper.send("drop", name=name)
+
+    def _leaving(self, name: str) -> ConnectionService:
+        """For live connections of a service that was leaving when the last manager died: of it only they are known."""
+        for service in self.leaving:
+            if service.name == name and isinstance(service, ConnectionService):
+                return service
+        found = ConnectionService(self, ServiceSpec(name, "", ("",), "per-connection", "stdio"))
+        found.leave()
+        self.leaving.append(found)
+        if self.reloader is not None and self._nursery is not None:
+            self._nursery.start_soon(self.reloader.wait_for_end, found)
+        return found
+
+    def everything(self) -> list[Service]:
+        """The services, and those that are leaving."""
+        return [*self.services.values(), *self.leaving]
 
     def _adopt_strays(self) -> None:
         """Connections that nobody has told of: manager and spawner were killed together. Their processes are the
@@ -212,29 +354,49 @@ class Supervisor:
         if not was:
             return
         service.wish_up = was["wish"]
+        service.listeners.paused, service.draining = was.get("paused", False), was.get("draining", False)
         service.total, service.restarts = was["total"], was["restarts"]
         service.endings = was["endings"]
-        if service.state is State.DISABLED and was["state"] != "disabled":
+        service.counts.restore(was.get("counts", {}))
+        state = was["state"]
+        if service.state is State.DISABLED and state != "disabled":
             service.state = State.STOPPED  # it had been started by hand
-        if was["state"] in ("done", "failed", "stopped", "disabled"):
-            service.state = State(was["state"])
+        if state in ("done", "failed", "stopped", "disabled"):
+            service.state = State(state)
             service.note = was["note"]
         if isinstance(service, ProcessService):
-            service.history.tries = was["tries"]
+            service.restore(was)
+        if was.get("order") in ("stop", "drain", "restart"):
+            self.dependencies.orders[service.name] = was["order"]
 
-    def _adopt_children(self, deposited: dict[str, Any]) -> None:
+    def _adopt_children(self, deposited: dict[str, Any], forgotten: list[int]) -> None:
         """Processes that the keeper holds from earlier managers; those that ended meanwhile are told now."""
-        for row in self.inheritance.children:
-            service = self.services.get(row["tag"]["service"])
-            log = self.inheritance.log_fds.get(row["id"])
-            if isinstance(service, ProcessService) and service.instance is None:
-                service.adopt(row, log, deposited.get(service.name, {}))
+        logs = self.inheritance.log_fds
+        rows = sorted(self.inheritance.children, key=lambda row: row["id"])
+        for row in rows:
+            if row["id"] in forgotten and row["status"] is not None:
+                self.keeper.send("forget", id=row["id"])
+        rows = [row for row in rows if row["id"] not in forgotten]
+        of_services: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["tag"].get("check"):
+                self._adopt_check(row, logs.pop(row["id"], None))
+                continue
+            of_services.setdefault(row["tag"]["service"], []).append(row)
+        for name, found in of_services.items():
+            service = self.services.get(name)
+            if isinstance(service, ProcessService):
+                was = deposited.get(name, {})
+                if not self.guard(lambda _, service=service, found=found, was=was: service.adopt(found, logs, was), 0):  # type: ignore[misc]
+                    service.adopt(found, logs, {})
             elif isinstance(service, ConnectionService):
-                tag = row["tag"]
-                service.adopt(None, [tag["id"], row["pid"], service.name, tag["peer"], row["started"], True], log)
-                self.instances[row["id"]] = service
-            elif log is not None:
-                os.close(log)
+                for row in found:
+                    tag, log = row["tag"], logs.pop(row["id"], None)
+                    service.adopt(None, [tag["id"], row["pid"], name, tag["peer"], row["started"], True], log)
+                    self.instances[row["id"]] = service
+        for log in logs.values():
+            os.close(log)
+        for row in rows:
             if row["failure"] is not None:
                 stage, errno, detail = row["failure"]
                 self.later(
@@ -243,42 +405,118 @@ class Supervisor:
             if row["status"] is not None:
                 self.later(functools.partial(self._exited, dict(row), []))
 
+    def _adopt_check(self, row: dict[str, Any], log: int | None) -> None:
+        service = self.services.get(row["tag"]["service"])
+        if isinstance(service, ProcessService):
+            service.checks.take_over(row["id"], log)
+        elif log is not None:
+            os.close(log)
+
     def _say_ready(self) -> None:
-        services = [service for service in self.services.values() if service.spec.enabled]
-        bound = sum(len(service.listeners.open) for service in services)
-        ready = f"ready: {len(services)} services, {bound} sockets"
+        ready = self._describe()
         if self.inheritance.up:
-            self.log.message(f"manager {self._generation} took over: {ready.removeprefix('ready: ')}", level="notice")
+            upgraded = f" (superd {__version__}, was {self._version_before})" if self._version_before else ""
+            text = f"manager {self._generation} took over{upgraded}: {ready.removeprefix('ready: ')}"
+            self.log.message(text, level="notice")
         else:
             self.log.record("ready", ready)
         self._ready_at = time.monotonic()
         self.keeper.send("up", form=self.form)
         self.tell_manager(f"READY=1\nSTATUS={ready}")
+        self._start_pings()
 
-    def tell_manager(self, text: str) -> None:
+    def tell_manager(self, text: str | Callable[[], str]) -> None:
         """sd_notify(3) to the manager above superd, if there is one."""
         address = self.own_environment.get("NOTIFY_SOCKET", "")
         if address.startswith(("/", "@")) and len(address) < 108:
-            self.keeper.send("notify", address=address, text=text)
+            self.keeper.send("notify", address=address, text=text if isinstance(text, str) else text())
+
+    def tell_reloading(self) -> None:
+        """A reload of the configuration begins; `tell_reloaded` ends it, however it went."""
+        self.tell_manager(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def tell_reloaded(self) -> None:
+        self.tell_manager(lambda: f"READY=1\nSTATUS={self._describe()}")
+
+    def tell_failures(self) -> None:
+        """A service has failed, or has recovered: the STATUS= says so, once a second at most."""
+        if self._status_timer is None:
+            self._status_timer = self.timers.after(_STATUS_S, self._tell_status)
+
+    def _tell_status(self) -> None:
+        self._status_timer = None
+        if not self.stopping:
+            self.tell_manager(f"STATUS={self._describe()}")
+
+    def _describe(self) -> str:
+        services = [service for service in self.services.values() if service.spec.enabled]
+        bound = sum(len(service.listeners.open) for service in services)
+        failed = sorted(service.name for service in services if service.state is State.FAILED)
+        text = f"ready: {len(services)} services, {bound} sockets"
+        return f"{text}; failed: {', '.join(failed)}"[:_STATUS_CHARS] if failed else text
+
+    def _start_pings(self) -> None:
+        """WATCHDOG=1 twice in each period that the manager above has set. From this loop, so that a superd that hangs
+        is found out; the keeper, whose pid WATCHDOG_PID may name, sends what it is told."""
+        usec = notify.number(self.own_environment.get("WATCHDOG_USEC"))
+        if usec and self.own_environment.get("WATCHDOG_PID", "") in ("", str(os.getppid())):
+            self._ping(max(usec / 2_000_000, _PING_LEAST_S))
+
+    def _ping(self, every_s: float) -> None:
+        self.tell_manager("WATCHDOG=1")
+        self.timers.after(every_s, functools.partial(self._ping, every_s))
+
+    def take_snapshot(self, snapshot: Snapshot) -> None:
+        """That is in force now; what has to be done for it is the reloader's to do, right after."""
+        self.snapshot = snapshot
+        self.dependencies.replace(snapshot)
+
+    def configure_log(self, daemon: DaemonSpec) -> None:
+        """As superd.toml has it now; what the command line says counts more."""
+        self.form = self.log_option or daemon.log
+        self.log.configure(self.form, daemon.log_level, wants_colour(2, os.environ))
+
+    def note_of_file(self, name: str) -> str:
+        """Where what runs is not what the file says: why."""
+        return "" if self.reloader is None else self.reloader.note_of(name)
 
     def _wake_log(self) -> None:
         self._log_timer = None
         self.end_of_turn()
 
-    def _deposit(self) -> None:
+    def deposit(self) -> None:
         """For the next manager: what no file, no fd and no process can tell."""
+        began = time.monotonic()
+        self.snapshot_wanted = False
         services = {
             service.name: {
                 "wish": service.wish_up, "state": service.state.value, "note": service.note, "total": service.total,
                 "restarts": service.restarts, "endings": service.endings,
-                "tries": service.history.tries if isinstance(service, ProcessService) else 0,
+                "order": self.dependencies.orders.get(service.name, ""), "paused": service.listeners.paused,
+                "draining": service.draining, **({"counts": counts} if (counts := service.counts.deposit()) else {}),
+                **(service.deposit() if isinstance(service, ProcessService) else {}),
             }
-            for service in self.services.values()
+            for service in self.services.values() if service.has_history()
+        }  # fmt: skip
+        stopping = self.exit_status if self.stopping else None
+        snapshot = {
+            "services": services, "forgotten": self._forgotten, "stopping": stopping, "meter": self.meter.deposit(),
+            "version": __version__,
         }  # fmt: skip
         try:
-            self.keeper.deposit(json.dumps({"services": services}).encode())
+            self.keeper.deposit(json.dumps(snapshot).encode())
         except OSError:
             self.snapshot_wanted = True  # no fd or memory for it (A1): at the end of the next turn
+            return
+        for number in self._forgotten:
+            self.keeper.send("forget", id=number)
+        self._forgotten = []
+        self.deposit_s = time.monotonic() - began
+
+    def forget(self, number: int) -> None:
+        """The end of a child of the keeper's is dealt with; a next manager is to know that before the row goes."""
+        self._forgotten.append(number)
+        self.snapshot_wanted = True
 
     def _try_later(self, again: Callable[[], None]) -> None:
         self.timers.after(_TRY_LATER_S, again)
@@ -287,21 +525,36 @@ class Supervisor:
 
     def _started(self, message: dict[str, Any], fds: list[int]) -> None:
         service = self.instances.get(message["id"])
-        if isinstance(service, ProcessService):
+        if isinstance(service, Overlap):
+            return service.process_started(message["id"], message["pid"])
+        if isinstance(service, ProcessService | Commands | Probe):
             service.process_started(message["pid"])
 
     def _failed(self, message: dict[str, Any], fds: list[int]) -> None:
         service = self.instances.pop(message["id"], None)
-        if isinstance(service, ProcessService):
-            service.process_failed(message["stage"], message["errno"], message["detail"])
+        stage, errno, detail = message["stage"], message["errno"], message["detail"]
+        if isinstance(service, ProcessService | Probe):
+            service.process_failed(stage, errno, detail)
+        elif isinstance(service, Commands | Overlap):
+            service.process_failed(message["id"], stage, errno, detail)
 
     def _exited(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
-        service = self.instances.pop(message["id"], None)
-        self.keeper.send("forget", id=message["id"])
+        self.exited(message["id"], message["pid"], message["status"])
+
+    def exited(self, number: int, pid: int, status: int) -> None:
+        """A child of the keeper's, or a process that counts as one, has ended."""
+        service = self.instances.pop(number, None)
         if isinstance(service, ProcessService):
-            service.process_exited(message["pid"], message["status"])
-        elif isinstance(service, ConnectionService):
-            service.process_exited(message["pid"], message["status"], message["id"])
+            return service.process_exited(pid, status)  # which says when it may be forgotten
+        if isinstance(service, Commands):
+            return service.process_exited(number, status)
+        if isinstance(service, Overlap):
+            return service.process_exited(number, pid, status)
+        self.keeper.send("forget", id=number)
+        if isinstance(service, ConnectionService):
+            service.process_exited(pid, status, number)
+        elif isinstance(service, Probe):
+            service.process_exited(pid, status)
 
     def _keeper_gone(self) -> None:
         """The keeper was killed: nobody can hold on to anything. End what would block the next superd's ports."""
@@ -317,13 +570,15 @@ class Supervisor:
     def _signal(self, message: dict[str, Any], fds: list[int]) -> None:
         signo = message["signo"]
         if signo in (signal.SIGTERM, signal.SIGINT):
-            if self.stopping:
+            if self._resumed:
+                self._resumed = False
+            elif self.stopping:
                 self.hurry.set()
             else:
-                self.shut_down()
+                self.shut_down(self._status_of(signo))
         elif signo == signal.SIGQUIT:
             self.hurry.set()
-            self.shut_down()
+            self.shut_down(self._status_of(signo))
         elif signo == signal.SIGUSR1:
             for row in self.statistics():
                 self.log.message(
@@ -331,10 +586,26 @@ class Supervisor:
                     + (f", pid {row.pid}" if row.pid else "") + (f" ({row.note})" if row.note else ""),
                     service=row.name,
                 )  # fmt: skip
+        elif signo == signal.SIGHUP and self.trial is not None:
+            self.shut_down(self._status_of(signo))  # there is no file to be read again, and the terminal has gone
         elif signo == signal.SIGHUP:
-            self.log.message("HUP: reloading while running is not supported yet; restart superd", level="warning")
+            if self.reloader is not None and not self.stopping:
+                self.reloader.request(by_order=True)
+
+    def _status_of(self, signo: int) -> int:
+        """With --once the status is that of what was served, and nothing was."""
+        return 128 + signo if self.once else 0
 
     # -- stopping
+
+    def served(self, status: int) -> None:
+        """That was the one of --once."""
+        if not self.stopping:
+            self.shut_down(status)
+
+    def _command_ended(self, message: dict[str, Any], fds: list[int]) -> None:
+        self.log.message(f"the main command has ended with status {message['status']}")
+        self.shut_down(message["status"])
 
     def shut_down(self, status: int = 0) -> None:
         """Stop everything in order, then exit. Final: nothing undoes it (G13)."""
@@ -342,20 +613,52 @@ class Supervisor:
             return
         self.stopping = True
         self.exit_status = status
+        self.snapshot_wanted = True
         self.log.message("stopping")
         self.tell_manager("STOPPING=1")
         if self._nursery is not None:
             self._nursery.start_soon(self._shut_down)
 
+    def essential_ended(self, service: Service, ending: Ending) -> None:
+        """superd is there for this one's sake, as a container is for its main process."""
+        if not self.stopping:
+            status = ending.exit_status(service.spec.restart.success_status)
+            self.log.message(
+                f"is essential and has ended: {ending}; stopping everything, exit status {status}",
+                service=service.name, level="notice" if status == 0 else "err",
+            )  # fmt: skip
+            self.shut_down(status)
+
+    async def _drain(self) -> None:
+        """Live connections get time to end; who comes now waits in the backlog."""
+        if not self.drain_s:
+            return
+        for service in self.services.values():
+            service.hold_clients()
+        live = [service for service in self.services.values() if isinstance(service, ConnectionService)]
+        if any(service.busy() for service in live):
+            self.log.message(f"draining: {sum(service.count() for service in live)} connections, {self.drain_s:g} s")
+            self.log.flush()
+        with trio.move_on_after(self.drain_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when, self.hurry, nursery.cancel_scope)
+                for service in live:
+                    while service.busy():
+                        await service.changed.wait()
+                nursery.cancel_scope.cancel()
+
     async def _shut_down(self) -> None:
+        await self._drain()
         limit_s = self.snapshot.daemon.stop_timeout_s
         with trio.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when, self.hurry, nursery.cancel_scope)
-                for service in self.services.values():
+                self.dependencies.stop_all()
+                for service in self.leaving:
                     self.guard(lambda _, service=service: service.ask_stop(), 0)  # type: ignore[misc]
+                self.timers.after(limit_s * _TURN_TO_STOP, self.dependencies.hurry)
                 self.end_of_turn()
-                for service in self.services.values():
+                for service in self.everything():
                     while not service.is_stopped():
                         await service.changed.wait()
                 with trio.move_on_after(_NAMELESS_S):
@@ -366,9 +669,12 @@ class Supervisor:
         left = self.processes.all()
         if left:
             self.log.message(f"unkillable, left behind: {', '.join(str(row.pid) for row in left)}", level="err")
-        for service in self.services.values():
+        for service in self.everything():
             service.close()
+        self.syslog.close()
+        self.processes.close()
         self.log.message("stopped")
+        self.tell_manager(f"EXIT_STATUS={self.exit_status}")
         self.end_of_turn()
         self._done.set()
 
@@ -392,8 +698,18 @@ class Supervisor:
 
     def statistics(self) -> list[Statistics]:
         found = [service.statistics() for service in self.services.values()]
+        found += [service.statistics() for service in self.leaving if service.name not in self.services]
         found += [
             Statistics(name, State.BAD_CONFIG.value, self._ready_at, None, 0, 0, 0, (), reason.splitlines()[0])
             for name, reason in self.snapshot.broken.items()
         ]
+        # One of each name: those that leave may have been several of one.
+        found = list({row.name: row for row in reversed(found)}.values())
         return sorted(found, key=lambda row: row.name)
+
+
+def _makes_sense(row: dict[str, Any]) -> bool:
+    """Whether what was deposited about a service is what every service deposits."""
+    kinds = {"wish": bool, "state": str, "note": str, "total": int, "restarts": int, "endings": list}
+    well = all(isinstance(row.get(name), kind) for name, kind in kinds.items())
+    return well and row["state"] in [state.value for state in State]

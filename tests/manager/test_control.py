@@ -97,6 +97,9 @@ class Service:
     def is_stopped(self) -> bool:
         return self.state in (State.STOPPED, State.DONE, State.FAILED)
 
+    def explain(self) -> str:
+        return self.note
+
     def statistics(self) -> Statistics:
         mains = self.mains()
         return Statistics(
@@ -104,8 +107,31 @@ class Service:
         )
 
 
+class Dependencies:
+    """None: each order is one service's own."""
+
+    def start(self, service: Service) -> None:
+        service.ask_start()
+
+    def stop(self, service: Service) -> None:
+        service.ask_stop()
+
+    def restart(self, service: Service) -> None:
+        service.ask_restart()
+
+    def is_under_way(self, service: Service) -> bool:
+        return False
+
+    def note(self, service: Service) -> str:
+        return ""
+
+    def required_by(self, name: str) -> list[str]:
+        return []
+
+
 class Supervisor:
     def __init__(self) -> None:
+        self.dependencies = Dependencies()
         self.snapshot = Snapshot(DaemonSpec())
         self.keeper = Keeper()
         self.inheritance = Inheritance()
@@ -115,6 +141,7 @@ class Supervisor:
         self.watch = Watch(self.guard, self.timers, self.end_of_turn)
         self.services: dict[str, Service] = {}
         self.stopping = False
+        self.reloader = None
         self.caught: list[Exception] = []
 
     def guard(self, callback: Callable[[int], None], events: int) -> bool:
@@ -433,12 +460,35 @@ def test_a_client_that_never_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 async def test_sixteen_of_one_user(world: World) -> None:  # J4
     clients = [await world.connect() for _ in range(control.CLIENTS_PER_UID)]
     for client in clients:
-        await client.call("Health")
+        await client.send("Events", more=True, follow=True)
+    while sum(not one.idle for one in world.server._connected) < control.CLIENTS_PER_UID:
+        await trio.lowlevel.checkpoint()
     assert await world.call("List") == {"error": "TooManyClients", "limit": control.CLIENTS_PER_UID}
     for client in clients:
         await client.stream.aclose()
     await world.settle()
     assert "services" in await world.call("List")
+
+
+@in_trio
+async def test_who_asks_for_nothing_makes_room(world: World) -> None:  # J4, X23
+    clients = [await world.connect() for _ in range(control.CLIENTS_PER_UID)]
+    for client in clients:
+        await client.call("Health")
+    assert "services" in await world.call("List")
+    assert await clients[0].receive() is None, "the one that has been silent for longest was to go"
+    assert "live" in await clients[-1].call("Health")
+    for client in clients:
+        await client.stream.aclose()
+    await world.settle()
+    assert not world.server._connected
+
+
+def test_what_members_of_the_group_may_ask() -> None:  # J3
+    acting = {"Start", "Stop", "Restart", "ReloadService", "Kill", "Shutdown"}
+    may_not = {name.rpartition(".")[2] for name in METHODS.keys() - control.LOOKING}
+    assert acting <= may_not
+    assert not control.LOOKING - METHODS.keys()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
