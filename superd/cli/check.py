@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from superd.cli.files import is_for_root
 from superd.core.problems import format_problems
 from superd.system.configdir import default_config_paths, load_config
 
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else USAGE
     paths = options.path or default_config_paths(os.environ, os.geteuid())
-    snapshot, problems = load_config(paths, environ=os.environ, is_root=_for_root(paths))
+    snapshot, problems = load_config(paths, environ=os.environ, is_root=is_for_root(paths))
     sys.stdout.write(format_problems(problems, options.format))
     errors = sum(problem.is_error for problem in problems)
     if errors:
@@ -38,16 +39,6 @@ def main(argv: list[str]) -> int:
         sockets = sum(len(service.sockets) for service in snapshot.services.values())
         print(f"ok: {_count(len(snapshot.services), 'service')}, {_count(sockets, 'socket')}")
     return 0
-
-
-def _for_root(paths: list[str]) -> bool:
-    """Whether the superd that will read these is root: files of root are written for root's."""
-    if os.geteuid() == 0:
-        return True
-    try:
-        return all(os.stat(path).st_uid == 0 for path in paths)
-    except (OSError, ValueError):
-        return False
 
 
 def _count(number: int, what: str) -> str:

@@ -13,6 +13,18 @@ import sys
 import time
 
 from superd import __version__
+from superd.cli.failure import (
+    CONFIG,
+    FAILED,
+    NO_SUCH_SERVICE,
+    NOT_PERMITTED,
+    NOT_RUNNING,
+    OK,
+    TIMED_OUT,
+    UNREACHABLE,
+    USAGE,
+    Failure,
+)
 from superd.core import varlink
 
 TYPE_CHECKING = False
@@ -25,20 +37,12 @@ if TYPE_CHECKING:  # importing typing takes 3 ms
 
     Row = dict[str, Any]
 
-OK, FAILED, USAGE, NOT_RUNNING, NO_SUCH_SERVICE = 0, 1, 2, 3, 4
-UNREACHABLE, TIMED_OUT, NOT_PERMITTED = 69, 75, 77
-
 _PREFIX = "io.superd.Control."
 _ANSWER_S = 10.0  # for what superd answers at once, when no --timeout is given
+_TEXT_MIN = 12  # a column of text is not made narrower than this
+_PROGRESS_S = 0.2
+_TAKE_OVER_S = 60.0  # for another version to come up
 _NOTE_MIN = 24  # a note that would get less room than this gets a line of its own
-
-
-class Failure(Exception):
-    """What ends superctl: `str()` is what to say after "superctl: "."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 # --- talking to superd
@@ -54,6 +58,7 @@ class Control:
         self._replies: list[bytes] = []
         chosen = address or os.environ.get("SUPERD_SOCKET")
         self._by_default = not chosen
+        self.waiting: Callable[[], None] | None = None  # called now and then while an answer is waited for
         try:
             self.path = varlink.socket_path(chosen or varlink.default_socket(os.environ, os.geteuid()))
         except ValueError as error:
@@ -83,8 +88,8 @@ class Control:
         except PermissionError:
             raise Failure(
                 NOT_PERMITTED,
-                f"cannot reach superd at {self.path}: permission denied; only root and the user that superd runs as "
-                "may use it",
+                f"cannot reach superd at {self.path}: permission denied; root and the user that superd runs as may "
+                "use it, and whom control_group and control_admins name, superd.toml(5)",
             ) from None
         except OSError as error:
             raise Failure(UNREACHABLE, f"cannot reach superd at {self.path}: {self._why(error)}") from None
@@ -112,6 +117,11 @@ class Control:
         """The reply. Raises Failure for an error."""
         self._send(varlink.pack_call(_PREFIX + method, _given(parameters)))
         return self._receive()[0]
+
+    def version(self) -> str:
+        """Of the superd that answers."""
+        self._send(varlink.pack_call(f"{varlink.SERVICE}.GetInfo", {}))
+        return str(self._receive()[0].get("version"))
 
     def stream(self, method: str, **parameters: Any) -> Iterator[Row]:
         self._send(varlink.pack_call(_PREFIX + method, _given(parameters), more=True))
@@ -149,6 +159,8 @@ class Control:
         return reply.parameters, reply.continues
 
     def _read(self) -> bytes:
+        while self.waiting is not None and not self._is_readable(_PROGRESS_S):
+            self.waiting()
         if self._deadline is not None:
             left = self._deadline - time.monotonic()
             if left <= 0:
@@ -160,6 +172,17 @@ class Control:
             raise self._too_slow() from None
         except ConnectionResetError:
             return b""
+
+    def _is_readable(self, wait_s: float) -> bool:
+        """Also when the time for everything is over."""
+        import select
+
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                return True
+            wait_s = min(wait_s, left)
+        return bool(select.select([self._socket], [], [], wait_s)[0])
 
     def _too_slow(self) -> Failure:
         return Failure(TIMED_OUT, f"no answer within {self._timeout_s:g} s; superd goes on with what it was asked for")
@@ -176,7 +199,9 @@ def _explain(error: str, parameters: Row) -> Failure:
         hint = f"; did you mean '{similar[0]}'?" if similar else "; `superctl list` shows them"
         return Failure(NO_SUCH_SERVICE, f"there is no service '{parameters.get('name')}'{hint}")
     if name == "PermissionDenied":
-        return Failure(NOT_PERMITTED, "not permitted; only root and the user that superd runs as may do that")
+        return Failure(
+            NOT_PERMITTED, "not permitted; root, the user that superd runs as and control_admins may do that"
+        )
     if name == "TooManyClients":
         return Failure(UNREACHABLE, f"superd has {parameters.get('limit')} superctl already; try again later")
     if name == "InvalidParameter":
@@ -243,6 +268,24 @@ def _cut(text: str, width: int | None) -> str:
     return text if width is None or len(text) <= width else text[: max(width - 1, 0)] + "…"
 
 
+def _shorten(text: str, width: int) -> str:
+    """Without its middle: of names and addresses the end tells more than the middle."""
+    return text if len(text) <= width else f"{text[: width - width // 2 - 1]}…{text[len(text) - width // 2 :]}"
+
+
+def _squeeze(widths: list[int], numbers: set[int], cells: Sequence[Sequence[str]], room: int) -> None:
+    """Make columns narrower until all have room: of numbers first what only their head needs, then the widest text."""
+    for at in sorted(numbers, key=lambda at: -widths[at]):
+        needed = max(4, *(len(row[at]) for row in cells))
+        widths[at] -= min(max(sum(widths) - room, 0), max(widths[at] - needed, 0))
+    texts = [at for at in range(len(widths)) if at not in numbers]
+    while sum(widths) > room:
+        at = max(texts, key=lambda at: widths[at])
+        if widths[at] <= _TEXT_MIN:
+            return
+        widths[at] -= 1
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Iterator[str]:
     """Lines of columns. The last column is for prose: cut at the terminal's width, and below its row when there is
     little room beside it."""
@@ -255,13 +298,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[st
         prose = True
     fixed = len(head) - prose
     widths = [max(len(head[at]), *(len(row[at]) for row in cells), 0) for at in range(fixed)]
+    numbers = {at for at, name in enumerate(head) if name in right}
+    if columns is not None:
+        _squeeze(widths, numbers, cells, columns - 2 * (fixed - 1))
+        cells = [[*map(_shorten, row, widths), *row[fixed:]] for row in cells]
+        head = [*map(_cut, head, widths), *head[fixed:]]
     room = None if columns is None else columns - sum(widths) - 2 * fixed
     below = prose and room is not None and room < _NOTE_MIN and any(len(row[-1]) > room for row in cells)
 
     def line(row: Sequence[str], *, colour: bool) -> str:
         parts = [
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for name, cell, width in zip(head, row, widths, strict=False)
+            cell.rjust(width) if at in numbers else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         if prose and not below:
             parts.append(_cut(row[-1], room))
@@ -327,7 +375,8 @@ def _list(options: argparse.Namespace, control: Control) -> int:
             cells = [
                 [
                     row["service"], row["address"], row["kind"], row["name"], "-" if row["queue"] is None else
-                    f"{row['queue']}/{row['room']}", "not bound" if row["why"] else "open", row["why"] or "",
+                    f"{row['queue']}/{row['room']}",
+                    "not bound" if row["why"] else "paused" if row["paused"] else "open", row["why"] or "",
                 ]
                 for row in rows
             ]  # fmt: skip
@@ -335,6 +384,9 @@ def _list(options: argparse.Namespace, control: Control) -> int:
             _say(options, table(sockets_head, cells, right=("queue",)))
         return OK
     rows = control.call("List")["services"]
+    if options.names:
+        _say(options, [row["name"] for row in rows])
+        return OK
     if _json(options, rows):
         return OK
     if not rows:
@@ -358,6 +410,13 @@ def _list(options: argparse.Namespace, control: Control) -> int:
 
 def _status(options: argparse.Namespace, control: Control) -> int:
     found = control.call("Status", names=options.names or None)["services"]
+    processes = [one for details in found for one in details["processes"]]
+    if processes:
+        from superd.cli import top
+
+        read = top.reader()
+        for one in processes:
+            one["memory"], one["cpu"] = read(one["pid"]) or (None, None)
     if not _json(options, found):
         for at, details in enumerate(found):
             _say(options, [*([""] if at else []), *_describe(details)])
@@ -367,6 +426,7 @@ def _status(options: argparse.Namespace, control: Control) -> int:
 def _describe(details: Row) -> Iterator[str]:
     import shlex
 
+    from superd.cli.top import seconds, size
     from superd.core import records
 
     row = details["service"]
@@ -376,13 +436,20 @@ def _describe(details: Row) -> Iterator[str]:
     refused = f", {details['refused']} refused" if details["refused"] else ""
     yield f"{_clean(row['name'])}: {state} for {_age(row['for'])}, {counts}{refused}"
 
+    took = "" if details["took"] is None else f", after {records.format_duration(details['took'])}"
+
     def line(title: str, text: str) -> str:
         return _cut(f"  {title:<9} {_clean(text)}", columns)
 
     for title, text in (
         ("", details["description"]), ("file", details["file"]),
         ("run", details["run"] and f"{details['run']}, pass {details['pass']}, restart {details['restart']}"),
-        ("command", shlex.join(details["command"])), ("says", details["said"]),
+        ("command", shlex.join(details["command"])),
+        ("ready", "" if details["ready"] == "start" else details["ready"] + took), ("health", details["health"]),
+        ("requires", ", ".join(details["requires"])), ("wants", ", ".join(details["wants"])),
+        ("needed by", ", ".join(details["required_by"])),
+        ("says", details["said"]), ("errors", ", ".join(details["errors"])), ("fdstore", str(details["stored"] or "")),
+        ("ignored", details["ignored"] and f"notify messages: {details['ignored']}"),
     ):  # fmt: skip
         if text:
             yield line(title, text)
@@ -390,10 +457,12 @@ def _describe(details: Row) -> Iterator[str]:
         yield f"  {'' if at else 'note':<9} {_clean(text)}"
     for one in details["sockets"]:
         queue = "" if one["queue"] is None else f", {one['queue']} of {one['room']} waiting"
-        yield line("listen", f"{one['address']} ({one['name']}{queue})" + (f": {one['why']}" if one["why"] else ""))
+        yield line("listen", f"{one['address']} ({one['name']}{queue})" + (": paused" if one["paused"] else "") +
+                   (f": {one['why']}" if one["why"] else ""))  # fmt: skip
     for one in details["processes"]:
         peer = "" if one["connection"] is None else f", {one['peer']} (#{one['connection']})"
-        yield line("process", f"{one['pid']}{peer}, for {_age(one['for'])}")
+        used = "" if one["memory"] is None else f", {size(one['memory'])} of memory, {seconds(one['cpu'])} of CPU"
+        yield line("process", f"{one['pid']}{peer}, for {_age(one['for'])}{used}")
     for text in details["endings"]:
         yield line("ended", text)
     if details["records"]:
@@ -438,12 +507,71 @@ def _stop(options: argparse.Namespace, control: Control) -> int:
 
 
 def _restart(options: argparse.Namespace, control: Control) -> int:
-    return _order(options, control, "restart")
+    return _order(options, control, "restart", overlap=options.overlap or None)
 
 
-def _order(options: argparse.Namespace, control: Control, verb: str) -> int:
-    reply = control.call(verb.capitalize(), names=options.names, wait=False if options.no_wait else None)
+def _drain(options: argparse.Namespace, control: Control) -> int:
+    return _order(options, control, "drain")
+
+
+def _pause(options: argparse.Namespace, control: Control) -> int:
+    return _pausing(options, control.call("Pause", names=options.names)["results"], "pause", "paused")
+
+
+def _resume(options: argparse.Namespace, control: Control) -> int:
+    return _pausing(options, control.call("Resume", names=options.names)["results"], "resume", "not paused")
+
+
+def _pausing(options: argparse.Namespace, results: list[Row], verb: str, what: str) -> int:
+    _json(options, results)
+    for row in results:
+        if not row["ok"]:
+            _complain(f"cannot {verb} {row['name']}: {row['note']}")
+        elif not options.json:
+            goes_on = f"; pid {row['pid']} has its sockets and goes on" if verb == "pause" and row["pid"] else ""
+            already = "" if row["changed"] else "already "
+            _say(options, [f"{_clean(row['name'])}: {already}{what}, {row['state']}{goes_on}"])
+    return OK if all(row["ok"] for row in results) else FAILED
+
+
+def _order(options: argparse.Namespace, control: Control, verb: str, **more: Any) -> int:
+    with _Progress(options, control):
+        wait = False if options.no_wait else None
+        reply = control.call(verb.capitalize(), names=options.names, wait=wait, **more)
     return _show_results(options, reply["results"], f"cannot {verb}")
+
+
+class _Progress:
+    """One line on a terminal that rewrites itself while an order is carried out, and is gone afterwards."""
+
+    def __init__(self, options: argparse.Namespace, control: Control) -> None:
+        self.options, self.control = options, control
+        self._began = time.monotonic()
+        self._asked: Control | None = None
+
+    def __enter__(self) -> None:
+        dumb = os.environ.get("TERM", "dumb") == "dumb"
+        if sys.stderr.isatty() and not dumb and not self.options.quiet and not self.options.json:
+            self.control.waiting = self._show
+
+    def _show(self) -> None:
+        try:
+            if self._asked is None:
+                self._asked = Control(self.options.socket, _ANSWER_S)
+            rows = self._asked.call("List", names=self.options.names)["services"]
+        except Failure:
+            return  # the order itself will tell
+        words = [f"{row['name']}: {row['state']}" + (f", {row['now']} now" if row["now"] else "") for row in rows]
+        text = _clean(f"{_age(time.monotonic() - self._began)}  {'; '.join(words)}")
+        sys.stderr.write(f"\r{_cut(text, (_columns() or 80) - 1)}\x1b[K")
+        sys.stderr.flush()
+
+    def __exit__(self, *_: object) -> None:
+        self.control.waiting = None
+        if self._asked is not None:
+            self._asked.close()
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def _show_results(options: argparse.Namespace, results: list[Row], cannot: str) -> int:
@@ -457,6 +585,8 @@ def _show_results(options: argparse.Namespace, results: list[Row], cannot: str) 
 
                 for record in row["records"]:
                     print(f"  {records.format_text(*_record(record)[1:])}", file=sys.stderr)
+            if not options.json and not options.quiet:
+                print(f"  `superctl status {_clean(row['name'])}` says more", file=sys.stderr)
         elif not options.json:
             pid = f", pid {row['pid']}" if row["pid"] else ""
             took = f" ({row['took']:.2f} s)" if row["changed"] and row["took"] >= 0.1 else ""
@@ -474,6 +604,14 @@ def _kill(options: argparse.Namespace, control: Control) -> int:
         elif not options.json:
             _say(options, [f"{_clean(row['name'])}: sent {options.signal} to pid {row['pid']}"])
     return OK if all(row["ok"] for row in results) else NOT_RUNNING
+
+
+def _reload_service(options: argparse.Namespace, control: Control) -> int:
+    wait = False if options.no_wait else None
+    results = control.call("ReloadService", names=options.names, wait=wait)["results"]
+    code = _show_results(options, results, "cannot reload")
+    # Not running, unless one of them ran, was told, and did not live through it.
+    return NOT_RUNNING if code and all(row["ok"] or not row["changed"] for row in results) else code
 
 
 def _wait(options: argparse.Namespace, control: Control) -> int:
@@ -500,12 +638,67 @@ def _is(what: str) -> Callable[[argparse.Namespace, Control], int]:
     return run
 
 
+def _access(options: argparse.Namespace, control: Control) -> int:
+    reply = control.call("Access", name=options.name, address=options.address)
+    if not _json(options, {"name": options.name, "address": options.address, **reply}):
+        _say(options, [_clean(f"{'yes' if reply['allowed'] else 'no'}: {reply['reason']}")])
+    return OK if reply["allowed"] else FAILED
+
+
 def _health(options: argparse.Namespace, control: Control) -> int:
     reply = control.call("Health")
     well = reply["live"] if options.live else reply["ready"]
     if not _json(options, reply):
         _say(options, ["live" if options.live else "ready"] if well else [_clean(text) for text in reply["problems"]])
     return OK if well else FAILED
+
+
+def _reload(options: argparse.Namespace, control: Control) -> int:
+    reply = control.call("Reload", dry_run=options.dry_run or None, strict=options.strict or None)
+    if not _json(options, reply):
+        _show_plan(options, reply)
+    if reply["problems"]:
+        return CONFIG
+    return OK if options.dry_run or (reply["applied"] and not any(row["why"] for row in reply["entries"])) else FAILED
+
+
+def _diff(options: argparse.Namespace, control: Control) -> int:
+    reply = control.call("Diff")
+    if not _json(options, reply):
+        _show_plan(options, reply)
+    if reply["problems"]:
+        return CONFIG
+    return FAILED if reply["entries"] or reply["daemon"] else OK
+
+
+def _show_plan(options: argparse.Namespace, reply: Row) -> None:
+    for text in reply["problems"]:
+        print(_clean(text), file=sys.stderr)
+    for row in reply["entries"]:
+        keys = f" ({', '.join(row['keys'])} changed)" if row["keys"] else ""
+        _say(options, [f"{_clean(row['name'])}: {row['action']}{_clean(keys)}"])
+        if row["why"]:
+            _complain(f"cannot reload {row['name']}: {row['why']}; what ran before goes on")
+    if reply["daemon"]:
+        _say(options, [f"superd.toml: in place ({', '.join(reply['daemon'])} changed)"])
+    if not reply["entries"] and not reply["daemon"]:
+        _say(options, ["nothing has changed"])
+
+
+def _metrics(options: argparse.Namespace, control: Control) -> int:
+    text = control.call("Metrics")["text"]
+    if not _json(options, {"text": text}):
+        _say(options, text.splitlines())
+    return OK
+
+
+def _top(options: argparse.Namespace, control: Control) -> int:
+    from superd.cli import top
+
+    return top.run(
+        control, once=options.json or not _is_terminal(), style=top.Style(table, _clean, _colours()),
+        show=lambda rows: _json(options, rows), quiet=options.quiet,
+    )  # fmt: skip
 
 
 def _shutdown(options: argparse.Namespace, control: Control) -> int:
@@ -521,6 +714,27 @@ def _shutdown(options: argparse.Namespace, control: Control) -> int:
     if not _json(options, {"services": reply["services"], "stopped": not options.no_wait}):
         _say(options, ["superd is stopping" if options.no_wait else "superd has stopped"])
     return OK
+
+
+def _upgrade(options: argparse.Namespace, control: Control) -> int:
+    reply = control.call("Upgrade")
+    if not reply["ok"]:
+        if not _json(options, reply):
+            _complain(f"cannot upgrade superd {reply['was']}: {reply['why']}; it goes on as it is")
+        return FAILED
+    control.wait_closed()
+    anew = Control(options.socket, options.timeout if options.timeout is not None else _TAKE_OVER_S)
+    try:
+        version = anew.version()
+    finally:
+        anew.close()
+    well = version == reply["version"]
+    if not _json(options, {**reply, "ok": well, "version": version}):
+        if well:
+            _say(options, [f"superd {_clean(version)} has taken over from {_clean(reply['was'])}"])
+        else:
+            _complain(f"superd is still {version}; `superctl logs` may say why")
+    return OK if well else FAILED
 
 
 def _open_keeper(pid: int) -> int | None:
@@ -541,6 +755,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sockets", action="store_true", help="one line a socket, with its queue")
+    parser.add_argument("--names", action="store_true", help="only names, as completion scripts want them")
 
 
 def _names(parser: argparse.ArgumentParser) -> None:
@@ -562,6 +777,11 @@ def _order_arguments(parser: argparse.ArgumentParser) -> None:
     _names(parser)
 
 
+def _restart_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overlap", action="store_true", help="the new one is ready before the old one is stopped")
+    _order_arguments(parser)
+
+
 def _kill_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-s", dest="signal", default="TERM", metavar="SIG", help="its name (default: TERM)")
     _names(parser)
@@ -572,14 +792,35 @@ def _wait_arguments(parser: argparse.ArgumentParser) -> None:
     _names(parser)
 
 
+def _access_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("address", metavar="ADDRESS", help="of an IP client, or user:NAME for one of a UNIX socket")
+
+
 def _health_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--live", action="store_true", help="only whether superd answers")
     group.add_argument("--ready", action="store_true", help="whether every service can serve (the default)")
 
 
+def _metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--http", action="store_true", help="one HTTP exchange on stdin and stdout")
+
+
 def _shutdown_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-wait", action="store_true", help="do not wait until everything has stopped")
+
+
+def _reload_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    parser.add_argument("--strict", action="store_true", help="all or nothing")
+
+
+def _module(name: str) -> Any:
+    """The module of a command that has one, imported only for it."""
+    from importlib import import_module
+
+    return import_module(f"superd.cli.{name}")
 
 
 class Command:
@@ -596,13 +837,28 @@ class Command:
         self.usage, self.help, self.run, self.arguments, self.patient = usage, help, run, arguments, patient
 
 
+class FileCommand(Command):
+    """A command that reads files, and asks a superd only if it likes to: a module of superd.cli with `arguments` and
+    `run`. Its `run` gets the options and a function that connects. program: what stands after -- is one."""
+
+    def __init__(self, usage: str, help: str, module: str, *, program: bool = False) -> None:
+        super().__init__(usage, help, lambda *_: FAILED, lambda parser: _module(module).arguments(parser))
+        self.module, self.program = module, program
+
+
 COMMANDS: dict[str, Command] = {
-    "list": Command("[--sockets]", "one line a service (also without a command)", _list, _list_arguments),
+    "list": Command("[--sockets] [--names]", "one line a service (also without a command)", _list, _list_arguments),
     "status": Command("[NAME...]", "everything about services", _status, _any_names),
     "logs": Command("[-f] [-n N] [NAME...]", "the last lines of services", _logs, _record_arguments, True),
     "start": Command("NAME...", "start, and wait until it is ready", _start, _order_arguments, True),
     "stop": Command("NAME...", "stop, and wait until nothing of it is left", _stop, _order_arguments, True),
-    "restart": Command("NAME...", "stop and start", _restart, _order_arguments, True),
+    "restart": Command("[--overlap] NAME...", "stop and start", _restart, _restart_arguments, True),
+    "pause": Command("NAME...", "accept nobody; what runs goes on, clients wait", _pause, _names),
+    "resume": Command("NAME...", "accept again after a pause", _resume, _names),
+    "drain": Command("NAME...", "stop, and give what runs all the time it needs", _drain, _order_arguments, True),
+    "reload-service": Command(
+        "NAME...", "tell it to read its files again (reload_signal)", _reload_service, _order_arguments
+    ),
     "connections": Command("[NAME...]", "who is connected", _connections, _any_names),
     "events": Command("[-f] [-n N] [NAME...]", "starts, exits, refusals", _events, _record_arguments, True),
     "kill": Command("[-s SIG] NAME...", "send a signal to its processes", _kill, _kill_arguments),
@@ -610,20 +866,39 @@ COMMANDS: dict[str, Command] = {
     "is-active": Command("NAME...", "exit 0 if it serves or runs, else 3", _is("active"), _names),
     "is-failed": Command("NAME...", "exit 0 if it has failed, else 3", _is("failed"), _names),
     "is-ready": Command("NAME...", "exit 0 if it is ready, else 3", _is("ready"), _names),
+    "access": Command("NAME ADDRESS", "would it be let in, by which rule; exit 0 or 1", _access, _access_arguments),
     "health": Command("[--live|--ready]", "for probes: exit 0 if all is well", _health, _health_arguments),
+    "reload": Command(
+        "[--dry-run] [--strict]", "carry out what has changed in the files", _reload, _reload_arguments, True
+    ),
+    "diff": Command("", "what reload would do; exit 1 if anything", _diff, _no_arguments, True),
+    "top": Command("", "what uses CPU and memory, again each second", _top, _no_arguments, True),
+    "metrics": Command(
+        "[--http]", "numbers for Prometheus; --http: a page for a browser", _metrics, _metrics_arguments
+    ),
+    "upgrade": Command("", "let the superd that is installed now take over", _upgrade, _no_arguments, True),
     "shutdown": Command("", "stop everything, then superd", _shutdown, _shutdown_arguments, True),
+    "explain": FileCommand("[--list] WORD...", "a key, state, error; who has a port or path", "explain"),
+    "show": FileCommand("[--origin] NAME", "what is in force, and where it was written", "show"),
+    "new": FileCommand("NAME --listen A -- PROGRAM...", "write a file for a service", "new", program=True),
+    "enable": FileCommand("NAME...", "run it from now on, by a drop-in", "enable"),
+    "disable": FileCommand("NAME...", "do not, by a drop-in", "enable"),
+    "schema": FileCommand("[service|superd]", "JSON Schema for editors", "schema"),
 }
-_CHECK = ("check", "[PATH...]", "is the configuration right? Needs no superd")
+_OFFLINE = (
+    ("check", "[PATH...]", "is the configuration right?"),
+    ("import", "FILE... [-o DIR]", "inetd, xinetd, systemd, supervisord, upstart: as TOML"),
+    ("export", "systemd NAME [-o DIR]", "a service as units of systemd"),
+    ("completion", "bash|zsh|fish", "a script for the shell: source <(superctl completion bash)"),
+    ("help", "[COMMAND]", "this, or more about a command"),
+)
 _GROUPS = {
     "Every day": ("list", "status", "logs", "start", "stop", "restart"),
-    "More": ("connections", "events", "kill", "wait", "shutdown"),
-    "For scripts": ("is-active", "is-failed", "is-ready", "health"),
+    "More": ("top", "reload", "diff", "reload-service", "connections", "events", "kill", "wait", "upgrade", "shutdown"),
+    "Traffic": ("pause", "resume", "drain"),
+    "For scripts": ("is-active", "is-failed", "is-ready", "access", "health", "metrics"),
+    "Files, with or without superd": ("explain", "show", "new", "enable", "disable", "schema"),
 }
-# Commands that are to come. Whoever has read of them is told so.
-_NOT_YET = (
-    "top", "show", "reload-service", "pause", "resume", "drain", "enable", "disable", "reload", "diff", "explain",
-    "access", "import", "export", "new", "schema", "metrics", "upgrade", "completion",
-)  # fmt: skip
 _WITH_VALUE = ("-s", "--socket", "-c", "--config", "--timeout")
 
 
@@ -632,12 +907,11 @@ def _help() -> str:
     for title, names in _GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {f'{name} {COMMANDS[name].usage}':<34} {COMMANDS[name].help}" for name in names]
-    name, usage, text = _CHECK
-    lines += ["", "Without superd:", f"  {f'{name} {usage}':<34} {text}"]
+    lines += ["", "Without superd:", *(f"  {f'{name} {usage}':<34} {text}" for name, usage, text in _OFFLINE)]
     lines += [
         "", "Options, before or after the command:",
         "  -s, --socket SOCKET                the control socket (default: $SUPERD_SOCKET, or superd's own default)",
-        "  -c, --config DIR                   check: what to check",
+        "  -c, --config DIR                   the files that are meant (default: what superd reads)",
         "  --json                             JSON for programs; its keys stay",
         "  --timeout D                        give up after so long (500ms, 30s, 2m); exit status 75",
         "  -q, --quiet                        no results, only errors and the exit status",
@@ -701,7 +975,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
 def _global_options(parser: argparse.ArgumentParser, *, short_socket: bool = True) -> None:
     flags = ("-s", "--socket") if short_socket else ("--socket",)
     parser.add_argument(*flags, dest="socket", metavar="SOCKET", help="the control socket")
-    parser.add_argument("-c", "--config", dest="config", metavar="DIR", help="only for `check`")
+    parser.add_argument("-c", "--config", dest="config", metavar="DIR", help="for commands that read files")
     parser.add_argument("--json", action="store_true", help="JSON for programs")
     parser.add_argument("--timeout", type=_duration, metavar="D", help="give up after so long; exit status 75")
     parser.add_argument("-q", "--quiet", action="store_true", help="only errors and the exit status")
@@ -722,6 +996,37 @@ def _check(argv: list[str]) -> int:
     return check.main([*(["--format", "json"] if options.json else []), *rest, *paths])
 
 
+def _run_module(name: str, command: FileCommand, before: list[str], after: list[str]) -> int:
+    program: list[str] = []
+    if command.program and "--" in after:
+        at = after.index("--")
+        after, program = after[:at], after[at + 1 :]
+    options = _parser(name).parse_args([*before, *after])
+    options.command, options.program = name, program
+    timeout_s = _ANSWER_S if options.timeout is None else options.timeout
+    code: int = _module(command.module).run(options, lambda: Control(options.socket, timeout_s))
+    return code
+
+
+def _completion(argv: list[str]) -> int:
+    import argparse
+
+    from superd.cli import completion
+
+    parser = argparse.ArgumentParser(
+        prog="superctl completion", description="A script that makes the shell complete superctl.", allow_abbrev=False
+    )
+    parser.add_argument("shell", choices=completion.SHELLS)
+    shell = parser.parse_args(argv).shell
+    commands = {name: completion.command_of(_parser(name), COMMANDS[name].help) for name in COMMANDS}
+    for name, _, text in _OFFLINE:
+        commands[name] = completion.Command(text, [], "paths")
+    commands["completion"].takes = completion.SHELLS
+    commands["help"].takes = tuple(commands)
+    print(completion.script(shell, commands), end="")
+    return OK
+
+
 def run(argv: list[str]) -> int:
     """Raises Failure, or SystemExit from argparse."""
     at = _find_command(argv)
@@ -737,19 +1042,33 @@ def run(argv: list[str]) -> int:
     after = [] if at is None else argv[at + 1 :]
     if name == "check":
         return _check([*before, *after])
-    if name in _NOT_YET:
-        _usage_error(f"`{name}` is not supported yet")
+    if name in ("import", "export"):
+        from superd.cli import importing
+
+        return (importing.main_import if name == "import" else importing.main_export)([*before, *after])
+    if name == "help":
+        return run([*after[:1], "--help"])
+    if name == "completion":
+        return _completion(after)
     if name not in COMMANDS:
         import difflib
 
-        similar = difflib.get_close_matches(name, [*COMMANDS, "check"], 1)
+        similar = difflib.get_close_matches(name, [*COMMANDS, *(row[0] for row in _OFFLINE)], 1)
         _usage_error(f"there is no command '{name}'" + (f"; did you mean `{similar[0]}`?" if similar else ""))
     if name == "kill":  # its own -s is a signal
         before = ["--socket" if word == "-s" else word for word in before]
+    command = COMMANDS[name]
+    if isinstance(command, FileCommand):
+        return _run_module(name, command, before, after)
     options = _parser(name).parse_args([*before, *after])
     if options.config is not None:
         _usage_error(f"-c means nothing to `{name}`, which asks the superd that runs; -s SOCKET says which", name)
     command = COMMANDS[name]
+    if getattr(options, "http", False):
+        from superd.cli import metrics
+
+        wait_s = _ANSWER_S if options.timeout is None else options.timeout
+        return metrics.serve(lambda: Control(options.socket, wait_s), Failure, __version__)
     timeout_s = options.timeout if options.timeout is not None or command.patient else _ANSWER_S
     control = Control(options.socket, timeout_s)
     try:
