@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis  # noqa: F401  # before trio: its plugin imports it at the end otherwise, and warns of our Random
 import pytest
 
 pytest_plugins = ["plugin_superd"]
@@ -62,15 +63,42 @@ def children() -> set[int]:
     return found
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays out of the collections at the end of each test, which then take about a millisecond."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_unconfigure() -> Iterator[None]:
+    """What is found only when the run ends, after its summary, in one line instead of a traceback of pytest's own.
+
+    `ends_as_it_began` collects after each test and blames it, so what an interpreter finalizes here is no test's: it is
+    printed. Anything else is an error.
+    """
+    try:
+        return (yield)
+    except Exception as error:
+        reasons = [f"{type(one).__name__}: {one}" for one in (error, error.__cause__) if one is not None]
+        text = f"at the end of the run: {'; because of '.join(reasons)}"
+        if not isinstance(error, pytest.PytestUnraisableExceptionWarning):
+            raise pytest.UsageError(text) from error
+        sys.stderr.write(f"{text}\n")
+        return None
+
+
 @pytest.fixture(autouse=True)
 def ends_as_it_began() -> Iterator[None]:
-    """No fd more than before, no child left, the same directory, umask and environment."""
+    """No fd more than before, no child left, the same directory, umask and environment.
+
+    Reference cycles are collected here: a socket, process or coroutine that nobody closed is an error of the test that
+    made it, and not of whichever runs when the collector next does, or of the end of the whole run.
+    """
     before = open_fds(), children(), os.getcwd(), dict(os.environ)
     umask = os.umask(0o022)
     os.umask(umask)
     yield
-    if open_fds() - before[0]:
-        gc.collect()  # objects in reference cycles that own fds: a ResourceWarning, and so an error, of its own
+    gc.collect()
     leaked, left = open_fds() - before[0], children() - before[1]
     now = os.umask(umask)
     os.umask(umask)

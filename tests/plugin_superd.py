@@ -27,6 +27,7 @@ def superd(request: pytest.FixtureRequest) -> Iterator[Superd]:
         yield daemon
         if request.node.stash.get(_failed, False):
             daemon.kill()  # the failure is known; a second one from stop() would only hide it
+    del request.node.stash[_daemons]  # items live as long as the run
 
 
 _failed = pytest.StashKey[bool]()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from superd.cli import superctl
+from superd.cli import importing, manual, superctl
 from superd.core import keys, plan
+from superd.core.key_texts import HEADINGS, TEXTS
 from superd.core.lifecycle import State
 from superd.core.spec import Output
 
@@ -23,18 +24,14 @@ TOML5 = (ROOT / "man" / "superd.toml.5").read_text()
 SUPERD8 = (ROOT / "man" / "superd.8").read_text()
 SUPERCTL1 = (ROOT / "man" / "superctl.1").read_text()
 
-# Heading of superd.toml(5) -> table of core/keys.py.
+# Heading of superd.toml(5) -> table of core/keys.py, of those in which there is something.
 TABLES = {
-    "Service keys": "service",
-    "The [[socket]] tables": "socket",
-    "The [limits] table": "limits",
-    "The [rlimit] table": "rlimit",
-    "The [scheduling] table": "scheduling",
-    "The [sandbox] table": "sandbox",
-    "Daemon keys": "superd",
+    heading: table
+    for table, (heading, _) in HEADINGS.items()
+    if table not in keys.BY_TABLE["service"] or keys.BY_TABLE["service"][table].supported
 }
 # These stand in superd.toml(5) under a heading of their own, not in a list.
-HEADED = {"socket", "limits", "rlimit", "scheduling", "sandbox", "defaults"}
+HEADED = {"socket", "limits", "access", "rlimit", "scheduling", "cgroup", "sandbox", "health", "proxy", "defaults"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -43,6 +40,46 @@ def test_mandoc_has_nothing_to_say(page: Path, require: Callable[[str], str]) ->
     # Which other pages are installed is this machine's business; containers have none.
     said = [line for line in lint.stdout.splitlines() if "referenced manual not found" not in line]
     assert said == []
+
+
+def test_the_key_sections_are_those_of_the_table() -> None:
+    assert manual.rewritten(TOML5) == TOML5, "run `make man` and look at what it has changed"
+
+
+@pytest.mark.parametrize("table", TEXTS)
+def test_every_key_has_its_text_once(table: str) -> None:
+    named = [name for names, _ in TEXTS[table] for name in names.split()]
+    assert len(named) == len(set(named)) and set(named) <= set(keys.BY_TABLE[table])
+    left = {name for name, key in keys.BY_TABLE[table].items() if key.supported} - set(named) - HEADED
+    assert left == set(), "write what they mean into superd/core/key_texts.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("One. Two of `rate`.", ["One.", "Two of", ".Ic rate ."]),
+        ('"a b", (`x.y`) and tcp(7).', [".Li \\(dqa b\\(dq ,", ".Pq Li x.y", "and", ".Xr tcp 7 ."]),
+        ("`[[socket]]`; `LD_*` `SO_MARK` `/dev/log`", [".Ic [[socket]] ;", ".Ev LD_*", ".Dv SO_MARK", ".Pa /dev/log"]),
+        ("'x' \\", ["\\&'x' \\e"]),
+        ("", []),
+        (
+            'A.\n* "b": C.\n* "d": E.\nF.',
+            [
+                "A.",
+                ".Bl -tag -width Ds",
+                ".It Li \\(dqb\\(dq",
+                "C.",
+                ".It Li \\(dqd\\(dq",
+                "E.",
+                ".El",
+                ".Pp",
+                "F.",
+            ],
+        ),
+    ],
+)
+def test_markup(text: str, lines: list[str]) -> None:
+    assert manual.mdoc(text) == lines
 
 
 def unescape(text: str) -> str:
@@ -89,7 +126,7 @@ def test_defaults_and_choices(heading: str) -> None:
     for name, (default, text) in DOCUMENTED[heading].items():
         key = keys.BY_TABLE[TABLES[heading]][name]
         if default is None:
-            assert key.default in (None, {}, []), f"{name} has a default, which {heading!r} does not say"
+            assert key.default in (None, {}) or name == "listen", f"{name} has a default that is not said"
         elif key.default is None:
             assert default == '"off"' and key.off, f"{name} has no default {default}"
         else:
@@ -111,7 +148,9 @@ def test_variables_of_services() -> None:
         fd_protocols=tuple(keys.BY_TABLE["service"]["fd_protocols"].choices),
     )  # fmt: skip
     unix = replace(program, addresses=("unix:/x",))
-    every_fact = dict.fromkeys(("remote", "remote_port", "local", "local_port", "number", "uid", "gid", "path"), "1")
+    every_fact = dict.fromkeys(
+        ("remote", "remote_port", "local", "local_port", "number", "uid", "gid", "pid", "path"), "1"
+    )
     variables = {*plan.listen_environment(program, 1, 1), *plan.listen_environment(unix, 1, 1)}
     for family in ("tcp", "unix", "vsock"):
         variables |= set(plan.connection_environment(family, every_fact))
@@ -122,15 +161,18 @@ def test_variables_of_services() -> None:
 
 def test_options_of_superd() -> None:
     """What --help lists is what the page lists."""
-    told = subprocess.run([sys.executable, "-I", "-m", "superd", "--help"], capture_output=True, text=True, check=True)
-    options = set(re.findall(r"(?<=^  )--?[a-z]+|(?<=^  -h, )--help", told.stdout, re.M))
-    listed = re.findall(r"^\.It Fl (\S+)(?: , Fl (\S+))?", SUPERD8, re.M)
-    assert options == {f"-{name}" for names in listed for name in names if name}
+    before, run, after = re.split(r"^\.Ss One service without a file|^\.Ss In a container", SUPERD8, flags=re.M)
+    for words, text in (((), before + after), (("run",), run + ".It Fl h , Fl -help")):
+        command = [sys.executable, "-I", "-m", "superd", *words, "--help"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        options = set(re.findall(r"(?<=^  )--?[a-z][a-z-]*|(?<=^  -h, )--help", told.stdout, re.M))
+        listed = re.findall(r"^\.It Fl (\S+)(?: , Fl (\S+))?", text, re.M)
+        assert options - {"-h"} == {f"-{name}" for names in listed for name in names if name} - {"-h"}
 
 
 def test_commands_of_superctl() -> None:
     listed = re.findall(r"^\.It Cm (\S+)", SUPERCTL1, re.M)
-    assert sorted(listed) == sorted([*superctl.COMMANDS, "check"])
+    assert sorted(listed) == sorted([*superctl.COMMANDS, *(row[0] for row in superctl._OFFLINE)])
 
 
 @pytest.mark.parametrize("command", superctl.COMMANDS)
@@ -139,9 +181,22 @@ def test_options_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         superctl.run([command, "--help"])
     options = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out.partition("\noptions:")[2]))
-    lines = re.findall(rf"^\.It (?:Cm {command}\b|Fl ).*", SUPERCTL1, re.M)
+    lines = re.findall(rf"^\.It (?:Cm {command}(?![\w-])|Fl ).*", SUPERCTL1, re.M)
     listed = {f"-{flag}" for line in lines for flag in re.findall(r"(?:Fl |\| (?=-))(-?[a-z][a-z-]*)", line)}
     assert options | {"--version"} == listed
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_options_of_import_and_export(command: str) -> None:
+    parser = importing.import_parser() if command == "import" else importing.export_parser()
+    options = {flag for action in parser._actions for flag in action.option_strings} - {
+        "-h",
+        "--help",
+        "-c",
+        "--config",
+    }
+    line = re.findall(rf"^\.It Cm {command}\b.*", SUPERCTL1, re.M)[0]
+    assert options == {f"-{flag}" for flag in re.findall(r"(?<=Fl )-?[a-z]+|(?<=\| )-[a-z]+", line)}
 
 
 def test_states_of_services() -> None:

@@ -399,6 +399,7 @@ def render(report: Report, size: Size) -> str:
 
 def machine() -> list[str]:
     """What the figures depend on."""
+
     def field_of(path: str, key: str, separator: str) -> str:
         for line in Path(path).read_text().splitlines():
             name, _, value = line.partition(separator)

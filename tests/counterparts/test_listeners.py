@@ -114,6 +114,35 @@ def test_gunicorn(superd: Superd, require: Require, script: Script, mode: str) -
     assert superd.wait_record(event="exit", service="web")["status"] == 0
 
 
+@pytest.mark.interop
+def test_dbus_daemon(superd: Superd, require: Require) -> None:
+    """It takes its listener from LISTEN_FDS and says READY=1 when it can be called; superd waits for that."""
+    program, client_ = require("dbus-daemon"), require("dbus-send")
+    home = superd.room("home")
+    config = superd.dir / "bus.conf"
+    config.write_text(
+        f"<busconfig><type>session</type><listen>unix:path={superd.dir}/bus</listen><auth>EXTERNAL</auth>"
+        '<policy context="default"><allow user="*"/><allow send_destination="*" eavesdrop="true"/>'
+        '<allow eavesdrop="true"/></policy></busconfig>'
+    )
+    argv = [program, f"--config-file={config}", "--address=systemd:", "--nofork", "--nopidfile", "--nosyslog"]
+    superd.write(
+        "bus",
+        f"""
+        listen = "unix:{superd.dir}/bus"
+        run = "always-on"
+        ready = "notify"
+        command = {json.dumps(argv)}
+        """,
+    )
+    superd.start()
+    superd.wait_record(event="ready", service="bus")
+    call = [client_, f"--bus=unix:path={superd.dir}/bus", "--print-reply", "--dest=org.freedesktop.DBus"]
+    answer = client(*call, "/org/freedesktop/DBus", "org.freedesktop.DBus.GetId", home=home)
+    assert re.search(r'string "[0-9a-f]{32}"', answer)
+    superd.stop()
+
+
 @contextmanager
 def datagram_client(path: Path, own: Path) -> Iterator[socket.socket]:
     """A UNIX datagram socket with a name, to be answered at, that any service user may write to."""

@@ -19,7 +19,7 @@ BAD = {
     "misspelt": 'listen = "tcp:0"\ncomand = "/bin/cat"',
     "no program": 'listen = "tcp:0"\ncommand = "/nonexistent"',
     "a limit of 0": CAT + "[limits]\nmax_connections = 0",  # B5
-    "not UTF-8": "description = \"\xff\"\n" + CAT,
+    "not UTF-8": 'description = "\xff"\n' + CAT,
     "wrong address": 'listen = "tcp:127.0.0.1:99999"\ncommand = "/bin/cat"',
     "unknown user": CAT + 'user = "0day"',  # E10
     "a number for a user": CAT + 'user = "1000"',
@@ -115,7 +115,7 @@ def test_configuration_in_force_outlives_the_manager(superd: Superd) -> None:
     """A manager that follows another has the configuration that was read, not the files as somebody is editing them."""
     superd.garbage_expected = True
     superd.write("a", CAT)
-    superd.start()
+    superd.start("--no-watch")
     address = superd.address("a")
     superd.write("a", "half a fi")
     superd.write("new", CAT)

@@ -68,7 +68,7 @@ def test_one_source_is_refused(superd: Superd, scheme: str) -> None:  # B3 A6
                 served(other)
         first.shutdown(socket.SHUT_WR)
         assert read_all(first) == b""
-        superd.wait_record(event="exit", service="cat")
+        superd.wait_records(2 if scheme == "tcp" else 1, event="exit", service="cat")
         with served(superd.connect("cat")):
             pass
     superd.wait_record(event="refused", service="cat", message=re.compile("source"))

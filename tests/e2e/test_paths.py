@@ -67,9 +67,7 @@ def test_removed_paths_come_back(superd: Superd) -> None:  # D13
     """Those of per-connection and on-demand services and the control socket, all at the next look."""
     code = "import socket; socket.socket(fileno=3).accept()[0].sendall(b'x')"
     superd.write("cat", toml(listen=f"unix:{superd.dir}/a.sock", command=["/bin/cat"]))
-    superd.write(
-        "once", toml(listen=f"unix:{superd.dir}/b.sock", run="on-demand", command=[PYTHON, "-I", "-c", code])
-    )
+    superd.write("once", toml(listen=f"unix:{superd.dir}/b.sock", run="on-demand", command=[PYTHON, "-I", "-c", code]))
     superd.start()
     superd.call("Health")
     os.unlink(superd.dir / "a.sock")

@@ -228,9 +228,7 @@ def test_terminal_and_oom_score(superd: Superd) -> None:  # E17 E21
     for mode, run in (("a", "per-connection"), ("b", "on-demand")):
         take = "import os, socket; c = socket.socket(fileno=0).accept()[0]; os.dup2(c.fileno(), 1)\n"
         source = code if mode == "a" else take + code
-        superd.write(
-            mode, toml(listen="tcp:127.0.0.1:0", run=run, pass_="stdio", command=[PYTHON, "-I", "-c", source])
-        )
+        superd.write(mode, toml(listen="tcp:127.0.0.1:0", run=run, pass_="stdio", command=[PYTHON, "-I", "-c", source]))
 
     def adjust() -> None:
         Path("/proc/self/oom_score_adj").write_text("300")

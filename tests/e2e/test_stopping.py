@@ -42,23 +42,43 @@ def test_stubborn(superd: Superd) -> None:  # G5 G9
         os.close(fd)
 
 
-@pytest.mark.parametrize("mode", ["always-on", "per-connection"])
-def test_escaped(superd: Superd, mode: str) -> None:  # G6
-    """kill_mode "tree": what has left group, session and parent is found and ended."""
+# What superd does where it cannot have cgroups, seen where it could.
+NO_CGROUPS = ("unshare", "--mount", "/bin/sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec "$@"', "sh")
+
+
+@pytest.mark.parametrize(
+    ("mode", "wrapper"), [("always-on", ()), ("always-on", NO_CGROUPS), ("per-connection", ())],
+    ids=["cgroup", "no cgroup", "per-connection"],
+)  # fmt: skip
+def test_escaped(superd: Superd, mode: str, wrapper: tuple[str, ...]) -> None:  # G6
+    """kill_mode "tree": what has left group, session and parent is found and ended; in a cgroup nothing can hide."""
+    if wrapper and os.geteuid() != 0:
+        pytest.skip("needs root: a mount namespace")
     keys = {"listen": "tcp:127.0.0.1:0", "pass_": "stdio"} if mode == "per-connection" else {}
     shell(superd, "s", ESCAPES, run=mode, stop_timeout="2s", **keys)
-    superd.start()
+    superd.start(wrapper=wrapper)
     client = superd.connect("s") if keys else None
     superd.wait_record(event="output", message="ready")
     assert len(superd.services()) >= 3
-    family = open_pidfds([pid for pid in superd.services() if b"1002" not in cmdline(pid)])
+    group = own_group() / f"superd.{superd.pid}" / "s"
+    grouped = group.exists() and not wrapper
+    assert grouped == (mode == "always-on" and not wrapper and os.access(own_group(), os.W_OK))
+    family = open_pidfds([pid for pid in superd.services() if grouped or b"1002" not in cmdline(pid)])
     assert stop(superd, "s")["ok"]
     assert not survivors(family)
     for fd in family.values():
         os.close(fd)
     if client is not None:
         client.close()
-    superd.stop()  # fails if anything is left, the one without an environment too
+    superd.stop()
+    assert not group.parent.exists()
+
+
+def own_group() -> Path:
+    """The directory of this process's cgroup v2; one that is not there if there is none."""
+    inside = re.search(r"^0::/(.*)$", Path("/proc/self/cgroup").read_text(), re.M)
+    mount = re.search(r"^(?:\S+ ){4}(\S+) .* - cgroup2 ", Path("/proc/self/mountinfo").read_text(), re.M)
+    return Path(mount[1], inside[1]) if inside and mount else Path("/nonexistent")
 
 
 def cmdline(pid: int) -> bytes:

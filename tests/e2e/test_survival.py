@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from harness import PYTHON, Superd, ask, comm, descendants, eventually, fetch, read_all, toml, wait_gone
@@ -287,3 +288,32 @@ def test_manager_and_spawner_killed(survivor: Superd) -> None:  # A6, G17
         superd.wait_record(after=mark, message=TOOK_OVER)
         eventually(lambda: superd.status("cat")["now"], 1)
     superd.wait_record(after=mark, event="exit", service="cat")
+
+
+WRONG = [
+    b"{", b"[" * 100_000,
+    b'{"services": {"cat": 5, "own": [], "always": {"wish": true}}, "forgotten": {}, "stopping": []}',
+    b'{"services": {"always": {"wish": true, "state": "ready", "note": "", "total": 1, "restarts": 0, "endings": []}}}',
+]  # fmt: skip
+
+
+def test_what_the_last_manager_left_makes_no_sense(survivor: Superd, root: None) -> None:  # P1
+    """A manager takes over all the same, from what the keeper holds; every port serves and nothing runs twice."""
+
+    def deposits() -> list[Path]:
+        found = Path(f"/proc/{survivor.pid}/fd").iterdir()
+        return [path for path in found if "superd-snapshot" in os.readlink(path)]
+
+    always = survivor.wait_record(event="start", service="always")["pid"]
+    for wrong in WRONG:
+        eventually(lambda: len(deposits()), 1)
+        manager = survivor.manager
+        os.kill(manager, signal.SIGSTOP)  # it would deposit another
+        with deposits()[0].open("r+b") as file:
+            file.truncate(0)
+            file.write(wrong)
+        mark = survivor.mark()
+        os.kill(manager, signal.SIGKILL)
+        survivor.wait_record(after=mark, message=TOOK_OVER)
+        all_serve(survivor)
+        assert survivor.status("always")["pid"] == always

@@ -1,0 +1,229 @@
+"""Python handlers: imported once in the service's context, a forked child for each connection."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+from harness import Superd, ask, fetch, toml
+
+ROOT = os.geteuid() == 0
+
+SHOUT = r"""
+import os, signal, sys
+
+imported_by = os.getpid()
+
+def serve(conn):
+    for line in conn.input:
+        conn.output.write(line.upper())
+
+def facts(conn):
+    mine = os.fstat(0).st_ino == os.fstat(1).st_ino == os.fstat(conn.socket.fileno()).st_ino
+    status = dict(line.split(":\t", 1) for line in open("/proc/self/status").read().splitlines())
+    print(conn.remote_addr, conn.remote_port, conn.local_port, conn.id, conn.service, mine)
+    print(os.getpid() == os.getsid(0), imported_by == os.getppid(), os.getuid(), os.getcwd(), *sys.argv[:0])
+    print(status["SigBlk"].strip("0") or "0", status["SigIgn"].strip("0") or "0", status["NoNewPrivs"])
+    print(os.environ["SUPERD_CONNECTION"] == conn.id, os.environ["COLOUR"], "NOTIFY_SOCKET" in os.environ)
+    print(sorted(map(int, os.listdir("/proc/self/fd")))[:4])
+
+def fail(conn):
+    conn.output.write(b"so far\n")
+    conn.output.flush()
+    print("to the log", file=sys.stderr)
+    raise RuntimeError("no more")
+
+def leave(conn):
+    sys.exit(7)
+
+def killed(conn):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def wait(conn):
+    conn.output.write(b"waiting\n")
+    conn.output.flush()
+    conn.input.read()
+    conn.output.write(b"old")
+"""
+
+
+def write(superd: Superd, function: str, *, code: str = SHOUT, name: str = "s", **keys: object) -> Path:
+    room = superd.dir / f"code-{name}"
+    room.mkdir(exist_ok=True)
+    (room / "shout.py").write_text(code)
+    superd.write(name, toml(listen="tcp:127.0.0.1:0", handler=f"shout:{function}", cwd=str(room), **keys))
+    return room / "shout.py"
+
+
+def test_lines(superd: Superd) -> None:
+    write(superd, "serve")
+    superd.start()
+    for text in (b"hello\n", b"again\nand again\n"):
+        with superd.connect("s") as client:
+            assert ask(client, text) == text.upper()
+    assert superd.wait_records(2, event="exit", service="s")[1]["status"] == 0
+
+
+def test_what_it_sees(superd: Superd) -> None:  # E5 E6 E13 E17 E23
+    room = write(superd, "facts", environment={"COLOUR": "red"}).parent
+    superd.start()
+    with superd.connect("s") as client:
+        port, answer = client.getsockname()[1], fetch(client).decode().splitlines()
+    record = superd.wait_record(event="start", service="s")
+    assert answer[0] == f"127.0.0.1 {port} {superd.address('s')[1]} {record['connection']} s True"
+    assert answer[1] == f"True True {65534 if ROOT else os.getuid()} {room}"
+    assert answer[2] == f"0 0 {int(ROOT or True)}"
+    assert answer[3] == "True red False"
+    assert answer[4].startswith("[0, 1, 2, 3")  # 3: its own socket object
+
+
+@pytest.mark.parametrize(
+    ("function", "answer", "end"),
+    [("fail", b"so far\n", {"status": 1}), ("leave", b"", {"status": 7}), ("killed", b"", {"signal": "KILL"})],
+)
+def test_ends(superd: Superd, function: str, answer: bytes, end: dict[str, object]) -> None:
+    """An exception is logged with its traceback and the connection's id; statuses are as for any service."""
+    write(superd, function)
+    superd.start()
+    with superd.connect("s") as client:
+        assert fetch(client) == answer
+    record = superd.wait_record(event="exit", service="s", **end)
+    if function == "fail":
+        lines = superd.find_records(event="output", service="s", connection=record["connection"])
+        text = [line["message"] for line in lines]
+        assert text[0] == "to the log" and text[-1] == "RuntimeError: no more"
+        assert any(re.search(r'code-s/shout.py", line \d+, in fail', line) for line in text)
+
+
+def test_socketserver_and_http(superd: Superd) -> None:
+    """Handlers that were written for socketserver and http.server, unchanged."""
+    code = r"""
+import http.server, socketserver
+
+class Upper(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.readline().upper() + str(self.client_address[1]).encode())
+
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{self.path} {self.server.server_port}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+"""
+    write(superd, "Upper", code=code)
+    write(superd, "Page", code=code, name="web")
+    superd.start()
+    with superd.connect("s") as client:
+        port = client.getsockname()[1]
+        assert ask(client, b"x\n") == f"X\n{port}".encode()
+    host, port = superd.address("web")
+    with urllib.request.urlopen(f"http://{host}:{port}/a", timeout=20) as reply:
+        assert reply.read() == f"/a {port}".encode()
+    superd.wait_record(event="output", service="web", message=re.compile('"GET /a HTTP/1.1" 200'))
+
+
+@pytest.mark.parametrize("how", ["restart", "file"])
+def test_new_code(superd: Superd, how: str) -> None:
+    """`superctl restart`, or a file that has changed: the next connection has it, the ones there are finish."""
+    path = write(superd, "wait")
+    superd.start()
+    with superd.connect("s") as old:
+        assert old.recv(100) == b"waiting\n"
+        path.write_text(SHOUT.replace('b"old"', 'b"new, and longer"'))
+        if how == "restart":
+            assert superd.call("Restart", names=["s"])["results"][0]["ok"]
+        else:
+            superd.wait_for("s", "ready")
+            wait_for_the_next_look(superd)
+        with superd.connect("s") as new:
+            assert ask(new, b"") == b"waiting\nnew, and longer"
+        assert ask(old, b"") == b"old"
+    path.write_text("this is no Python")
+    result = superd.call("Restart", names=["s"])["results"][0]
+    assert "the old code goes on: cannot import shout:wait: SyntaxError" in result["note"]
+    with superd.connect("s") as new:
+        assert ask(new, b"") == b"waiting\nnew, and longer"
+
+
+def wait_for_the_next_look(superd: Superd) -> None:
+    """Files are looked at once a second, when a connection comes."""
+    while True:
+        with superd.connect("s") as client:
+            if ask(client, b"").endswith(b"longer"):
+                return
+
+
+def test_cannot_be_imported(superd: Superd) -> None:
+    """It says why, nobody is served by anything else, and it heals."""
+    path = write(superd, "serve", code="import nothing_like_it\n")
+    superd.start()
+    with superd.connect("s") as client:
+        reason = superd.wait_record(service="s", message=re.compile("cannot import shout:serve"))["message"]
+        assert "ModuleNotFoundError: No module named 'nothing_like_it'" in reason and "shout.py:1)" in reason
+        path.write_text(SHOUT)
+        assert ask(client, b"waited\n") == b"WAITED\n"
+
+
+def test_workers(superd: Superd) -> None:
+    """As many processes hold the module ready as it says."""
+    write(superd, "serve", workers=3)
+    superd.start()
+    while len(superd.pids()["superd-spawner"]) < 3:
+        superd.call("Health")
+    with superd.connect("s") as client:
+        assert ask(client, b"x") == b"X"
+
+
+def test_files_of_the_module_stay_open(superd: Superd) -> None:
+    """What it opened when it was imported is its children's too; superd's own fds are not."""
+    code = r"""
+import os
+data = open(__file__)
+def serve(conn):
+    own = {data.fileno(), conn.socket.fileno(), 0, 1, 2}
+    paths = [f"/proc/self/fd/{fd}" for fd in map(int, os.listdir("/proc/self/fd")) if fd not in own]
+    others = [os.readlink(path) for path in paths if os.path.exists(path) and not os.path.isdir(path)]
+    conn.output.write(f"{len(os.pread(data.fileno(), 10, 0))} {others}".encode())
+"""
+    write(superd, "serve", code=code)
+    superd.start()
+    with superd.connect("s") as first, superd.connect("s") as second:
+        assert fetch(first) == b"10 []"
+        assert fetch(second)[-2:] == b"[]"
+
+
+def test_what_is_wrong(superd: Superd) -> None:
+    """Found when the file is read."""
+    superd.garbage_expected = True
+    write(superd, "serve", name="a", command="/bin/cat")
+    write(superd, "serve", name="b", run="on-demand")
+    write(superd, "serve", name="c", pass_="listen-fds")
+    superd.write("d", toml(listen="tcp:127.0.0.1:0", handler="shout"))
+    if ROOT:
+        superd.write("e", toml(listen="tcp:127.0.0.1:0", handler="shout:serve", cwd="/tmp"))  # F18
+    superd.start()
+    assert superd.find_records(message=re.compile("`command` and `handler` are both there"))
+    assert superd.find_records(message=re.compile('`handler` is a key of run = "per-connection"'))
+    assert superd.find_records(message=re.compile("a handler has its connection as a socket and as files"))
+    assert superd.find_records(message=re.compile("'shout' is not a handler"))
+    assert not ROOT or superd.find_records(message=re.compile("imports nothing from /tmp"))
+
+
+def test_survival(superd: Superd) -> None:  # G17
+    """A killed manager and a killed spawner: connections live, the next one is served."""
+    write(superd, "wait")
+    superd.start()
+    with superd.connect("s") as client:
+        assert client.recv(100) == b"waiting\n"
+        superd.kill_role("superd-manager")
+        with superd.connect("s") as other:
+            assert ask(other, b"") == b"waiting\nold"
+        superd.kill_role("superd-spawner")
+        with superd.connect("s") as other:
+            assert ask(other, b"") == b"waiting\nold"
+        assert ask(client, b"") == b"old"
