@@ -2,28 +2,34 @@
 #
 #   make run            the daemon in the foreground on the examples of conf.d; Ctrl-C stops it
 #   make test           ruff, mypy --strict, pytest.   make test ARGS='-k admission -x'
+#   make man            what is made from the code: key sections of superd.toml(5), states of superd(8), JSON Schemas
 #   make bench          superd beside the other superservers, side by side
+#   make faults         faults injected into a daemon under load, and a table; as root.   make faults ARGS='--soak 600'
+#   make fuzz           each fuzzer for a minute
 #   make install-man    man pages to $(DESTDIR)$(MANDIR)
+#   make install-completion     what bash, zsh and fish complete superctl with, below $(DESTDIR)$(DATADIR)
 
 PYTHON  ?= python3
 VENV    ?= .venv
 MANDIR  ?= /usr/local/share/man
+DATADIR ?= /usr/local/share
 ARGS    ?=
 
 # Where the examples and the control socket have their UNIX sockets: not in /tmp itself, where everybody may write.
 export SUPERD_EXAMPLES ?= /tmp/superd-example-$(shell id -u)
+export SUPERD_EXAMPLES_USER ?= $(shell id -un)
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 # A line in a .pth file: the import hook that is the default costs each start 10 ms.
 in_place := --config-settings editable_mode=compat --editable
 
-.PHONY: run test lint bench install-man clean
+.PHONY: run test lint man bench faults fuzz install-man install-completion clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run
 	@mkdir -p -m 755 $(SUPERD_EXAMPLES)
-	exec $(bin)/superd -c . --control unix:$(SUPERD_EXAMPLES)/control.sock $(ARGS)
+	PATH="$(abspath $(bin)):$$PATH" exec $(bin)/superd -c . --control unix:$(SUPERD_EXAMPLES)/control.sock $(ARGS)
 
 test: lint
 	$(bin)/python -m pytest $(ARGS)
@@ -35,10 +41,30 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(bin)/python tests/bench/run.py $(ARGS)
 
+faults: $(VENV)/.test
+	$(bin)/python tests/faults/run.py $(ARGS)
+
+fuzz: $(VENV)/.test
+	SUPERD_FUZZ_S=$${SUPERD_FUZZ_S:-60} $(bin)/python -m pytest tests/fuzz $(ARGS)
+
+man: $(VENV)/.run
+	$(bin)/python -m superd.cli.manual man/superd.toml.5
+	$(bin)/superctl schema service >schema/service.json
+	$(bin)/superctl schema superd >schema/superd.json
+	$(bin)/python tests/update_manual.py
+
 install-man:
 	install -D -m 644 man/superctl.1 $(DESTDIR)$(MANDIR)/man1/superctl.1
 	install -D -m 644 man/superd.8 $(DESTDIR)$(MANDIR)/man8/superd.8
 	install -D -m 644 man/superd.toml.5 $(DESTDIR)$(MANDIR)/man5/superd.toml.5
+	install -D -m 644 man/superd-migrate.7 $(DESTDIR)$(MANDIR)/man7/superd-migrate.7
+
+install-completion: $(VENV)/.run
+	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions \
+	    $(DESTDIR)$(DATADIR)/fish/vendor_completions.d
+	$(bin)/superctl completion bash >$(DESTDIR)$(DATADIR)/bash-completion/completions/superctl
+	$(bin)/superctl completion zsh >$(DESTDIR)$(DATADIR)/zsh/site-functions/_superctl
+	$(bin)/superctl completion fish >$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/superctl.fish
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
