@@ -72,6 +72,17 @@ class Job:
     def say(self, place: Place, level: Level, text: str) -> None:
         self.notes.append(Note(place, level, text))
 
+    def read_included(self, place: Place, path: str, above: frozenset[str], deepest: int) -> str | None:
+        """The text of a file that the line at `place` includes; None, and a note: it cannot be read, or not again."""
+        if path in above or len(above) >= deepest:
+            self.say(place, "warning", f"not carried over: {path} includes itself")
+            return None
+        try:
+            return self.files.read(path)
+        except (OSError, ValueError) as error:
+            self.say(place, "warning", f"not carried over: cannot read {path}: {error}")
+            return None
+
 
 _OF_BUILTINS = ("builtin", "description", "enabled", "limits.", "access.")
 

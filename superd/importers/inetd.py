@@ -213,15 +213,9 @@ def _include(place: Place, line: str, job: Job, dialect: Dialect, above: frozens
     if not found:
         job.say(place, "warning", f"not carried over: there is no file {here}")
     for path in found:
-        if path in above or len(above) >= _INCLUDES:
-            job.say(place, "warning", f"not carried over: {path} includes itself")
-            continue
-        try:
-            text = job.files.read(path)
-        except (OSError, ValueError) as error:
-            job.say(place, "warning", f"not carried over: cannot read {path}: {error}")
-            continue
-        yield from _entries(path, text, job, dialect, above)
+        text = job.read_included(place, path, above, _INCLUDES)
+        if text is not None:
+            yield from _entries(path, text, job, dialect, above)
 
 
 def _split(line: str, dialect: Dialect) -> list[str]:

@@ -136,15 +136,9 @@ def _include(word: str, name: str, place: Place, job: Job, above: frozenset[str]
         if not found:
             job.say(place, "note", f"there is no file in {where}")
     for path in found:
-        if path in above or len(above) >= _DEPTH:
-            job.say(place, "warning", f"not carried over: {path} includes itself")
-            continue
-        try:
-            text = job.files.read(path)
-        except (OSError, ValueError) as error:
-            job.say(place, "warning", f"not carried over: cannot read {path}: {error}")
-            continue
-        yield from _blocks(path, text, job, above | {path})
+        text = job.read_included(place, path, above, _DEPTH)
+        if text is not None:
+            yield from _blocks(path, text, job, above | {path})
 
 
 def _attribute(entry: Entry, line: str, place: Place, job: Job) -> None:
