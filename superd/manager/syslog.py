@@ -75,8 +75,9 @@ class Syslog:
         service = self._service_of(found.pid, found.uid)
         row = tree.look(found.pid) if service is None and found.pid else None
         if service is None and found.pid and (row is None or row.parent == os.getppid()):
+            if not self._early:
+                self.supervisor.timers.after(_START_S, self._log_early)
             self._early.append(found)  # the keeper may not have told of its start, nor of its end
-            self.supervisor.timers.after(_START_S, self._log_early)
         else:
             self._record(found, service)
 
