@@ -33,6 +33,18 @@ TIMEOUT_S = 20.0
 _STOP_S = 40.0  # superd's own limit for stopping everything is 30 s
 
 
+def connect_unix(scheme: str, path: str, timeout: float) -> socket.socket:
+    """A client of a stream or seqpacket socket; "@NAME" is an abstract name. timeout: seconds. The caller closes it."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET if scheme == "unix-seqpacket" else socket.SOCK_STREAM)
+    client.settimeout(timeout)
+    try:
+        client.connect("\0" + path[1:] if path.startswith("@") else path)
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
 @dataclass(frozen=True)
 class Process:
     """How a process of a service ended. Exactly one of `status` and `signal` (without SIG) is set."""
@@ -61,15 +73,7 @@ class Service:
         """A connected client of a TCP or UNIX stream socket, with this timeout. The caller closes it."""
         scheme, _, rest = self.address.partition(":")
         if scheme.startswith("unix"):
-            kind = socket.SOCK_SEQPACKET if scheme == "unix-seqpacket" else socket.SOCK_STREAM
-            client = socket.socket(socket.AF_UNIX, kind)
-            client.settimeout(timeout)
-            try:
-                client.connect("\0" + rest[1:] if rest.startswith("@") else rest)
-            except OSError:
-                client.close()
-                raise
-            return client
+            return connect_unix(scheme, rest, timeout)
         host, _, port = rest.rpartition(":")
         return socket.create_connection((host.strip("[]") or "127.0.0.1", int(port)), timeout)
 

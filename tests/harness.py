@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from superd.testing import connect_unix
+
 TIMEOUT_S = 20.0  # a generous upper bound of any single wait; reached only by a failure
 
 # The interpreter below a virtual environment: a service user may read it wherever the environment lies.
@@ -274,15 +276,7 @@ class Superd:
         text = self.listening(service, socket_index)
         scheme, _, path = text.partition(":")
         if scheme.startswith("unix"):
-            kind = socket.SOCK_SEQPACKET if scheme == "unix-seqpacket" else socket.SOCK_STREAM
-            client = socket.socket(socket.AF_UNIX, kind)
-            client.settimeout(TIMEOUT_S)
-            try:
-                client.connect("\0" + path[1:] if path.startswith("@") else path)
-            except OSError:
-                client.close()
-                raise
-            return client
+            return connect_unix(scheme, path, TIMEOUT_S)
         where = self.address(service, socket_index)
         return socket.create_connection((host or where[0], where[1]), timeout=TIMEOUT_S)
 
