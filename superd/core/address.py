@@ -18,6 +18,7 @@ _SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 _PORT = "a port is 0-65535 or a name from /etc/services"
 _SERVICE = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9+._-]*", re.A)
 _SCOPE = re.compile(r"[A-Za-z0-9_.@-]{1,15}", re.A)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBER = re.compile(r"[0-9]{1,10}", re.A)
 
 
@@ -38,7 +39,7 @@ def parse_address(text: str, *, directory: str, port_of: PortOf) -> Address:
 def _parse(text: str, directory: str, port_of: PortOf) -> Address:
     scheme, colon, rest = text.partition(":")
     known = next((s for s in _SCHEMES if s == scheme), None)
-    if any(ord(char) < 32 or ord(char) == 127 for char in text):
+    if _CONTROL.search(text):
         raise ValueError("it contains a control character")
     if known is None or not colon:
         raise ValueError(_suggest(text, scheme))

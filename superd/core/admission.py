@@ -77,7 +77,7 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        return self.taken >= self.limits.max_connections
+        return self.limits.max_connections is not None and self.taken >= self.limits.max_connections
 
     @property
     def limits_sources(self) -> bool:

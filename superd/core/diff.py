@@ -124,7 +124,7 @@ def _service_changes(old: ServiceSpec, new: ServiceSpec) -> Iterator[tuple[str, 
             yield from _context_changes(was, now)
         elif field.name == "restart":
             yield from _fields("service", "", was, now)
-        elif field.name in ("limits", "health") and was is not None and now is not None:
+        elif field.name in ("limits", "cgroup", "health") and was is not None and now is not None:
             yield from _fields(field.name, f"{field.name}.", was, now)
         else:
             yield _keyed("service", "", field.name)
@@ -145,7 +145,7 @@ def _fields(table: str, prefix: str, old: Any, new: Any) -> Iterator[tuple[str, 
 def _context_changes(old: Context, new: Context) -> Iterator[tuple[str, Change]]:
     for field in fields(Context):
         was, now = getattr(old, field.name), getattr(new, field.name)
-        if was == now or field.name == "owner":  # it comes and goes with others
+        if was == now or field.name in ("owner", "grouped"):  # they come and go with others
             continue
         if field.name == "rlimits":
             for name in dict.fromkeys(name for name, *_ in {*was} ^ {*now}):

@@ -18,7 +18,7 @@ from superd.core.problems import Problem
 from superd.core.schema import SourceFile
 from superd.core.spec import Address, KeepAlive, Output, Ready, ServiceSpec
 from superd.core.toml import format_key, format_value
-from superd.core.values import format_duration, format_mode, format_rate, format_signal, format_size
+from superd.core.values import format_cpu_time, format_duration, format_mode, format_rate, format_signal, format_size
 
 BUILT_IN = "built-in default"
 HIDDEN = "(hidden)"
@@ -267,6 +267,9 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "bytes": lambda value: value.decode(),
     "duration": format_duration,
     "size": _size,
+    "memory": _size,
+    "pids": _same,
+    "cpu_time": format_cpu_time,
     "mode": format_mode,
     "rate": format_rate,
     "signal": format_signal,

@@ -58,7 +58,7 @@ PROBLEMS: dict[str, str] = {
         "The program, or the interpreter in its first line, is not there. Without a slash it is looked for in the PATH "
         "that services get, then in superd's own. With `enabled = false` it need not exist.",
     "missing-run":
-        "Stream and datagram sockets together, or an inherited socket: what `run` should be cannot be told from them.",
+        "Stream and datagram sockets, or a FIFO, together: what `run` should be cannot be told from them.",
     "no-connections":
         "A datagram socket or FIFO has no connections that could get a process each. What the process has not read yet "
         'would start one after the other. `run = "on-demand"` starts one for all of them.',
@@ -68,6 +68,9 @@ PROBLEMS: dict[str, str] = {
     "no-such-service":
         "`requires`, `after`, `part_of` or the like names a service that no file describes. An instance of a "
         "template is named NAME@INSTANCE.",
+    "not-available":
+        "This machine cannot do what the key asks for, such as a limit of a control group without its controller. The "
+        "service does not start without it.",
     "not-executable":
         "The program is a directory, has no execute permission, or begins in a way that the kernel cannot start.",
     "not-permitted": "Only root can become another user, or give a socket to one, and this superd is not root.",

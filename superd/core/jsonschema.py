@@ -104,6 +104,7 @@ def _rlimit(key: Key) -> Schema:
 
 
 _SIZE_TEXT: Schema = {"type": "string", "pattern": "^[0-9]{1,16}[KMGT](iB)?$"}
+_NO_LIMIT: Schema = {"enum": ["max", "infinity"]}
 _IDENTITY = _either({"type": "string", "pattern": rf"[^0-9]|{_EXPANSION}|^[0-9]{{11}}"}, _INTEGER)
 _ADDRESS = _expanded(f"({_SCHEMES}):")
 _WORDS: Schema = {"type": "array", "items": _STRING, "minItems": 1}
@@ -128,6 +129,9 @@ _KINDS: dict[str, Callable[[Key], Schema]] = {
     "limit": lambda key: {**_bounds(key), "minimum": 1},
     "duration": lambda key: {"type": "string", "minLength": 2, "pattern": f"^{_DURATION}$"},
     "size": _always(_either(_INTEGER, _SIZE_TEXT)),
+    "memory": lambda key: _either(_bounds(key), _SIZE_TEXT, _NO_LIMIT),
+    "pids": lambda key: _either({**_bounds(key), "minimum": 1}, _NO_LIMIT),
+    "cpu_time": _text(r"[0-9]{1,7}(\.[0-9]{1,3})?%|[0-9]{4,12} [0-9]{4,7}|max|infinity"),
     "mode": _text("0?[0-7]{3}|[0-7]{4}"),
     "rate": _text(f"[0-9]*[1-9][0-9]*/{_DURATION}"),
     "signal": _text(_SIGNAL),

@@ -35,7 +35,15 @@ HEADINGS: dict[str, tuple[str, str]] = {
         'the limit is one, or "off".',
     ),
     "scheduling": ("The [scheduling] table", ""),
-    "cgroup": ("The [cgroup] table", "Limits of a control group, cgroups(7), where version 2 is writable."),
+    "cgroup": (
+        "The [cgroup] table",
+        "What all processes of a service may have together, descendants and daemons among them: limits of a control "
+        "group, cgroups(7) version 2. For a per-connection service the connections share them, with the processes of "
+        "superd's own that start the connections: one to four for a service. What a limit needs and does not find, a "
+        "controller or a file that can be written, keeps the service from starting, and is named; superd(8) tells how "
+        "superd comes by both. A reload writes changed limits to the groups of running services; processes that come "
+        "into a group only then keep what memory they have out of it.",
+    ),
     "sandbox": (
         "The [sandbox] table",
         "What the service cannot do. All of this is entered once by the process that starts the service's processes, "
@@ -97,8 +105,8 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
          "are stream sockets, on-demand if all are datagram sockets, always-on if there are none. Where they are "
          "mixed the file must say."),
         ("pass",
-         '"stdio": the connection, or the one socket, on fd 0 and 1. "listen-fds": fd 3 and up, with `LISTEN_FDS`. '
-         "The default is stdio for per-connection, otherwise listen-fds."),
+         '"stdio": the connection, or the one socket, on fd 0 and 1; a FIFO on fd 0 alone. "listen-fds": fd 3 and up, '
+         "with `LISTEN_FDS`. The default is stdio for per-connection, otherwise listen-fds."),
         ("fd_protocols",
          'With listen-fds, whose variables are set: "systemd", "upstart", "einhorn", "server-starter", "catflap".'),
         ("stdout stderr",
@@ -113,7 +121,7 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
          "A table of variables. Those that superd sets itself, such as `LISTEN_FDS`, are refused. When superd is "
          "root, paths in `LD_*` and `PYTHON*`, from which code is loaded, must be such that only root can change "
          "what is there."),
-        ("environment_file", "A file of NAME=value lines; the table wins. It is read at each start."),
+        ("environment_file", "A file of NAME=value lines, as for systemd; the table wins. It is read at each start."),
         ("pass_environment",
          "Names of variables of superd's own environment to pass on. `[\"*\"]` passes all but `LISTEN_*`, "
          "`NOTIFY_*`, `WATCHDOG_*`, `LD_*` and `PYTHON*`."),
@@ -243,7 +251,7 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
          "`refuse_message`, and closed."),
         ("max_per_source",
          "Connections at once from one source: an IPv4 address, an IPv6 network of 64 bits, a UNIX user, a vsock "
-         "CID. More are refused."),
+         "CID. More are refused, a twentieth of a second later: one of them may just have ended."),
         ("rate", "A rate of starts; beyond it clients wait."),
         ("rate_per_source", "The same from one source; more are refused."),
         ("refuse_message",
@@ -283,9 +291,14 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("cpu_affinity", "A list of numbers of processors."),
     ),
     "cgroup": (
-        ("memory_max", "The most memory of all its processes together."),
-        ("pids_max", "The most processes and threads."),
-        ("cpu_max", "The most CPU time, as `cpu.max` of the kernel has it."),
+        ("memory_max",
+         "The most memory, page cache included; `memory.max` of the kernel. Beyond it the kernel kills one of the "
+         "processes, usually the largest, and the log says so when the service's own process was among them."),
+        ("pids_max",
+         "The most processes and threads; `pids.max`. Beyond it none can be started: fork(2) fails with EAGAIN."),
+        ("cpu_max",
+         'The most CPU time: "50%" of one CPU, "200%" for two; or as `cpu.max` of the kernel has it, microseconds and '
+         'in how many, "50000 100000". Whoever has used them up waits for the next period.'),
     ),
     "sandbox": (
         ("no_new_privileges", "Whether executing a set-uid program gives nothing. true unless the user is root."),
@@ -299,7 +312,13 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("private_network",
          "A network of its own with nothing but a loopback interface. The sockets that it is given are of superd's "
          "network, and work."),
-        ("private_pids", "It sees its own processes only."),
+        ("private_pids",
+         "Processes of its own, pid_namespaces(7): a service sees itself and its descendants in a `/proc` of their "
+         "own, and can signal nobody else. Process 1 there is superd's, which reaps; the service is another one, so "
+         "signals do to it what they do everywhere. The connections of a service see each other, as far as one process "
+         "of superd's has started them; a handler's module can start no thread while it is imported. Commands and "
+         "checks around a main process have a namespace each, and no `MAINPID`. superd, its log and superctl(1) have "
+         "the pids that the machine has; pids that a service tells in its notifications are its own."),
         ("read_only read_write",
          "Paths below which it cannot, and can, write, whatever its user may; the longest decides."),
     ),
@@ -355,6 +374,9 @@ KINDS: dict[str, tuple[str, str]] = {
     "limit": ("a positive integer", "8"),
     "duration": ('a duration: a number and its unit, "500ms", "30s", "1h30m", "2d"', '"30s"'),
     "size": ('a size: bytes, or "64K", "64M", "2G", "1T" (powers of 1024)', '"64K"'),
+    "memory": ('a size: bytes, or "64K", "64M", "2G", "1T" (powers of 1024)', '"64M"'),
+    "pids": ("a positive integer", "100"),
+    "cpu_time": ('a share of one CPU, "50%"; or microseconds in a period of microseconds, "50000 100000"', '"50%"'),
     "mode": ('octal digits in a string, "0660"', '"0660"'),
     "rate": ('a rate: a count and a window, "50/1s", "10/1m"', '"50/1s"'),
     "signal": ('the name of a signal, "TERM" or "SIGTERM"', '"INT"'),

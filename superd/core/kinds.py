@@ -13,12 +13,13 @@ from superd.core.document import Merged, Path, key_text
 from superd.core.keys import ALIASES, BY_TABLE, Key
 from superd.core.machine import Machine
 from superd.core.problems import Problem, Severity
-from superd.core.spec import AccessRule, Address, Hours, KeepAlive, Output, RateSpec, Ready
+from superd.core.spec import AccessRule, Address, CpuTime, Hours, KeepAlive, Output, RateSpec, Ready
 from superd.core.values import (
     expand,
     format_duration,
     format_mode,
     format_signal,
+    parse_cpu_time,
     parse_duration,
     parse_mode,
     parse_rate,
@@ -34,6 +35,7 @@ MAX_STRING = 131071  # MAX_ARG_STRLEN without its NUL: the longest argument, or 
 MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _READY_KINDS = ("start", "notify", "fd", "connect", "http", "log", "exec")
+_NO_LIMIT = ("max", "infinity")  # the kernel's and systemd's word for "off" in a control group
 _RESERVED = ("LISTEN_", "NOTIFY_", "WATCHDOG_")  # superd's own words; the service would believe them
 
 
@@ -165,6 +167,15 @@ class Kinds:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= (key.high or 0):
             raise ValueError(f"{quote(value)} is not a limit: {key.name} is 1 to {key.high}{off}")
         return value
+
+    def _memory(self, value: Any, key: Key) -> int | None:
+        return None if value in _NO_LIMIT else parse_size(value)
+
+    def _pids(self, value: Any, key: Key) -> int | None:
+        return None if value in _NO_LIMIT else self._limit(value, key)
+
+    def _cpu_time(self, value: Any, key: Key) -> CpuTime | None:
+        return None if value in _NO_LIMIT else parse_cpu_time(value)
 
     def _duration(self, value: Any, key: Key) -> float:
         return parse_duration(value)

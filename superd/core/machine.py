@@ -39,6 +39,9 @@ class Machine(Protocol):
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         """Why somebody other than `owners` could change the file or put another in its place; None: nobody can."""
 
+    def lacks_controller(self, name: str) -> str | None:
+        """Why no control group here can have this controller, cgroups(7) v2; None: some can."""
+
 
 Question = tuple[Any, ...]  # name of a method of Machine, then what it is asked
 
@@ -94,4 +97,8 @@ class Remembered:
 
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         why: str | None = self.ask(("untrusted", path, tuple(sorted(owners))))
+        return why
+
+    def lacks_controller(self, name: str) -> str | None:
+        why: str | None = self.ask(("lacks_controller", name))
         return why

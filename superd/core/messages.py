@@ -48,7 +48,7 @@ HAS_LOG = 1  # Go.flags: the second and third fd are the write and the read end 
 # Where a start can fail, in the order in which it is done. Sent by index, shown by name.
 STAGES = ("descriptors", "session", "limits", "oom", "scheduling", "umask", "groups", "group", "user", "verify",
           "capabilities", "sandbox", "directory", "output", "environment", "exec", "fork", "spawner",
-          "handler")  # fmt: skip
+          "handler", "cgroup")  # fmt: skip
 
 
 def pack(kind: str, **fields: Any) -> bytes:

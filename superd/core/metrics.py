@@ -46,6 +46,9 @@ class Histogram:
         self.sum += value
 
 
+_NONE: Mapping[str, int] = {}  # shared: each count makes another
+
+
 @dataclass(slots=True)
 class Counts:
     """Of one service, from the start of superd; deposited, so that a new manager goes on from there.
@@ -53,8 +56,8 @@ class Counts:
     refused  by reason;  exits  by result;  starts, lives  seconds until it ran, seconds that a connection lasted
     """
 
-    refused: dict[str, int] = field(default_factory=dict)
-    exits: dict[str, int] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=lambda: _NONE)
+    exits: Mapping[str, int] = field(default_factory=lambda: _NONE)
     starts: Histogram | None = None
     lives: Histogram | None = None
 
@@ -70,11 +73,11 @@ class Counts:
 
     def add_exit(self, result: str) -> None:
         result = _RESULTS.get(result, result)
-        self.exits[result] = self.exits.get(result, 0) + 1
+        self.exits = {**self.exits, result: self.exits.get(result, 0) + 1}
 
     def add_refusal(self, why: str) -> None:
         reason = refusal_reason(why)
-        self.refused[reason] = self.refused.get(reason, 0) + 1
+        self.refused = {**self.refused, reason: self.refused.get(reason, 0) + 1}
 
     def deposit(self) -> dict[str, Any]:
         """As JSON takes it; {} if nothing was counted."""

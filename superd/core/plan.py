@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from superd.core.spec import Address, Output, ServiceSpec
@@ -77,7 +78,13 @@ def base_environment(own: Mapping[str, str], passed: Sequence[str]) -> dict[str,
             found[name] = value
         elif (name in passed or "*" in passed) and not name.startswith(_NEVER_PASSED):
             found[name] = value
-    return found
+    return _base(tuple(found.items()))
+
+
+@lru_cache(maxsize=64)
+def _base(items: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Thousands of services have the same; nobody changes it."""
+    return dict(items)
 
 
 def plan_program(
@@ -188,6 +195,8 @@ def connection_environment(family: str, facts: Mapping[str, str]) -> dict[str, s
     found = {variable: facts[fact] for variable, fact in pairs if fact in facts}
     if family != "vsock":
         found["PROTO"] = "TCP" if family == "tcp" else "IPC"
+    if family == "unix":
+        found.setdefault("IPCREMOTEPATH", "")  # as s6-ipcserverd(8) has it; REMOTE_ADDR is left out, as systemd has it
     return found
 
 

@@ -8,10 +8,11 @@ every service it concerns. There is no I/O here: facts of the machine come from 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from posixpath import dirname, isabs, join, normpath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from superd.core import dependencies
 from superd.core.document import Document, Merged, Path
@@ -21,8 +22,10 @@ from superd.core.machine import Machine, Question, Remembered
 from superd.core.plan import PATH
 from superd.core.problems import Problem, format_problems
 from superd.core.spec import (
+    CGROUP_FILES,
     Access,
     Address,
+    Cgroup,
     Context,
     DaemonSpec,
     Health,
@@ -93,6 +96,7 @@ def _document(source: SourceFile) -> Document:
 
 
 _Place = tuple[Any, ...]
+_Value = TypeVar("_Value", bound=Hashable)
 
 
 @dataclass(slots=True)
@@ -141,6 +145,7 @@ class Loader:
         self._clashed: set[str] = set()
         self._units: dict[str, Unit] = {}
         self._daemon_source: tuple[SourceFile, ...] = ()
+        self._last: tuple[Sequence[SourceFile], Snapshot] | None = None  # of a load() that found nothing to say
 
     def load(
         self,
@@ -171,6 +176,11 @@ class Loader:
         if look_again and before:
             pairs: set[tuple[Question, Any]] = set().union(*{unit.asked for unit in before.values()})
             changed = {(question, was) for question, was in pairs if machine.ask(question) != was}
+        if not (problems or extra or look_again or keep or remembered or after):
+            few = _Loader(machine, self.environ, self.is_root, [], {})
+            if (snapshot := self._load_few(files, few)) is not None:
+                return snapshot, []
+            before = {**before, **few.units}  # parsed once is enough
         loader = _Loader(machine, self.environ, self.is_root, list(problems), extra or {})
         loader.before, loader.changed, loader.remembered = before, changed, remembered or {}
         loader.keep = {path: unit for path, unit in self.in_force.items() if unit.name in keep} if keep else {}
@@ -183,11 +193,40 @@ class Loader:
             result, loader = again.load(files), again
         self._clashed = loader.clashed
         self._units = loader.units
+        said = result[1] or result[0].broken or loader.homes or extra or keep
+        self._last = None if said else (files, result[0])
         return result
+
+    def _load_few(self, files: Sequence[SourceFile], loader: _Loader) -> Snapshot | None:
+        """What load() gives where nothing has changed but what some files say, and that is right and concerns no other
+        service; else None. A look at each of 10,000 files takes 25 ms."""
+        if self._last is None or len(files) != len(self._last[0]):
+            return None
+        daemon = [source for source in files if source.role == "daemon"]
+        units = dict(self._units)
+        services: dict[str, ServiceSpec] = {}
+        for was, source in zip(self._last[0], files, strict=True):
+            if was is source:
+                continue
+            old = units.get(source.path)
+            if source.role != "service" or source.path != was.path or old is None or len(old.sources) > 1:
+                return None
+            if not services:
+                loader.load(daemon)
+            found = loader.found(source, ())
+            if [(one.name, one.places) for one in found] != [(one.name, one.places) for one in old.found]:
+                return None
+            if any(one.spec is None or one.problems or one.links for one in found):
+                return None
+            units[source.path] = loader.units[source.path]
+            services.update((one.name, one.spec) for one in found if one.spec is not None)
+        snapshot = replace(self._last[1], services={**self._last[1].services, **services})
+        self._units, self._last = units, (files, snapshot)
+        return snapshot
 
     def accept(self, refused: frozenset[str] = frozenset()) -> None:
         """What load() gave last is in force now, but for the units of these names."""
-        old, self.in_force = self.in_force, dict(self._units)
+        old, self.in_force = self.in_force, self._units  # each load() makes another
         self.without = frozenset(self._clashed)
         if refused:
             self.in_force = {path: unit for path, unit in self.in_force.items() if unit.name not in refused}
@@ -222,6 +261,7 @@ class _Loader:
                 self.broken.setdefault(problem.service, []).append(problem)
         self.defaults: tuple[Document, dict[str, Any]] | None = None
         self.defaults_failed = ""
+        self.homes: dict[str, tuple[SourceFile, Sequence[SourceFile]]] = {}  # of services that name others
 
     def load(self, files: Sequence[SourceFile]) -> tuple[Snapshot, list[Problem]]:
         daemon = self._daemon([source for source in files if source.role == "daemon"])
@@ -232,7 +272,6 @@ class _Loader:
         services: dict[str, ServiceSpec] = {}
         first: dict[str, str] = {}
         taken: dict[_Place, tuple[ServiceSpec, ...]] = {}
-        homes: dict[str, tuple[SourceFile, Sequence[SourceFile]]] = {}  # of services that name others
         kept = {unit.name for unit in self.keep.values()}
         for path, unit in self.keep.items():  # first: what is in force has its addresses
             self.units[path] = unit
@@ -247,7 +286,7 @@ class _Loader:
                 self._report(Problem("duplicate-name", f"service {source.name!r} is {other} already: the first counts",
                                      source.path, service=source.name))  # fmt: skip
                 continue
-            for one in self._known(source, drop_ins.get(source.name, ())):
+            for one in self.found(source, drop_ins.get(source.name, ())):
                 name, spec, found = one.name, one.spec, one.problems
                 alone = taken.keys().isdisjoint(one.places)
                 if spec is None or found or not alone or source.name in self.broken:
@@ -260,10 +299,10 @@ class _Loader:
                         continue
                 services[name] = spec
                 if one.links:
-                    homes[name] = source, drop_ins.get(source.name, ())
+                    self.homes[name] = source, drop_ins.get(source.name, ())
                 for place in one.places:
                     taken[place] = (spec,) if alone else (*taken.get(place, ()), spec)
-        self._dependencies(services, homes)
+        self._dependencies(services, self.homes)
         broken = {
             name: format_problems(dict.fromkeys(found), "short").rstrip("\n")
             for name, found in self.broken.items()
@@ -298,7 +337,7 @@ class _Loader:
                 self.broken.setdefault(fault.service, []).append(problem)
                 services.pop(fault.service, None)
 
-    def _known(self, source: SourceFile, drop_ins: Sequence[SourceFile]) -> tuple[_Found, ...]:
+    def found(self, source: SourceFile, drop_ins: Sequence[SourceFile]) -> tuple[_Found, ...]:
         """What the file came to before if nothing has changed, else what it does now."""
         unit = self.before.get(source.path)
         # Nearly all of many thousand files go this way.
@@ -478,6 +517,12 @@ def _overlap(one: SocketSpec, other: SocketSpec) -> bool:
     return True
 
 
+@lru_cache(maxsize=256)
+def _shared(value: _Value) -> _Value:
+    """The same object for equal values: of many thousands of services nearly all have the same limits."""
+    return value
+
+
 def _hosts(address: Address) -> dict[int, str | None]:
     """Bound host by IP version, None for every one. "[::]" is IPv6 alone: every address of both has no host."""
     host = address.host
@@ -498,8 +543,10 @@ _DAEMON_FIELDS = {
     "control_admins": "control_admins", "log": "log", "log_level": "log_level",
     "syslog": "syslog", "stop_timeout": "stop_timeout_s", "watch": "watch",
 }  # fmt: skip
-OF_PROCESSES = ("argv0", "run", "pass", "fd_protocols", "stderr", "stdout", "user", "group", "groups", "cwd", "umask",
-                 "environment", "environment_file", "pass_environment", "rlimit", "scheduling", "sandbox")  # fmt: skip
+OF_PROCESSES = (
+    "argv0", "run", "pass", "fd_protocols", "stderr", "stdout", "user", "group", "groups", "cwd", "umask",
+    "environment", "environment_file", "pass_environment", "rlimit", "scheduling", "cgroup", "sandbox",
+)  # fmt: skip
 _SOCKET_FIELDS = {"listen": "address", "defer_accept": "defer_accept_s"}
 _RESTART_FIELDS = {
     "restart": "policy", "restart_delay": "delay_s", "restart_delay_max": "delay_max_s", "restart_limit": "limit",
@@ -565,10 +612,11 @@ class _Reader(Kinds):
         plain = {field: got[key] for key, field in _PLAIN_FIELDS.items() if key in got}
         argv0 = got.get("argv0", written if command and written != command[0] else None)
         return ServiceSpec(
-            self.name, self.merged.main.path, command, got["run"], got["pass"], tuple(sockets), argv0=argv0,
-            context=context, user_assumed=self.is_root and not {"user", "builtin"} & got.keys(), limits=limits,
-            restart=restart, access=Access(**got.get("access", {})), health=health,
-            notify_asked="notify_access" in got, **plain,
+            self.name, self.merged.main.path, _shared(command), got["run"], got["pass"], tuple(sockets), argv0=argv0,
+            context=_shared(context), user_assumed=self.is_root and not {"user", "builtin"} & got.keys(),
+            limits=_shared(limits), restart=_shared(restart), access=_shared(Access(**got.get("access", {}))),
+            health=health, cgroup=_shared(Cgroup(**got.get("cgroup", {}))), notify_asked="notify_access" in got,
+            **plain,
         )  # fmt: skip
 
     def irrelevant(self, got: dict[str, Any], path: Path, why: str, label: str = "") -> None:
@@ -650,16 +698,14 @@ class _Reader(Kinds):
         if "run" not in got and ("run",) not in self.failed:
             if not kinds:
                 got["run"] = "always-on"
-            elif kinds <= {"stream", "seqpacket"}:
+            elif kinds <= {"stream", "seqpacket", "unknown"}:  # of fd: it is seen when the socket is taken
                 got["run"] = "per-connection"
             elif kinds in ({"datagram"}, {"fifo"}):
                 got["run"] = "on-demand"
             else:
                 said = "the kind of fd: is not known here" if "unknown" in kinds else "stream and datagram together"
-                choices = '"on-demand" or "always-on"'
-                choices = f'"per-connection", {choices}' if not kinds & {"datagram", "fifo"} else choices
                 self.wrong(self.socket_paths[0][:1], "missing-run", f"{said}: `run` must say what is meant",
-                           f"write run = {choices}", key=True)  # fmt: skip
+                           'write run = "on-demand" or "always-on"', key=True)  # fmt: skip
         run = got.get("run")
         if run is None:
             return
@@ -722,6 +768,10 @@ class _Reader(Kinds):
     def access(self, got: dict[str, Any], sockets: list[SocketSpec]) -> None:
         """Rules that nobody could keep must not be there, not even from [defaults]: the service would be open (A10)."""
         rules, run = self.merged.tree.get("access"), got.get("run")
+        if isinstance(rules, dict) and rules.get("allow") == []:  # "who may connect" names nobody: open it is not
+            why = "`allow` is empty, and does not say whether that is nobody or all"
+            self.wrong(("access", "allow"), "bad-value", why,
+                       'write allow = ["0.0.0.0/0", "::/0"] or deny = ["0.0.0.0/0", "::/0"]')  # fmt: skip
         if not isinstance(rules, dict) or not any(rules.values()) or not self.sockets_known:
             return
         if run is None or run == "per-connection":
@@ -787,15 +837,28 @@ class _Reader(Kinds):
                 ("sandbox", "chroot"), "not-trusted", f"superd is root and does not go into {self.root}: {others}"
             )
         sandbox.setdefault("no_new_privileges", uid != 0)
-        if sandbox.get("private_tmp") or sandbox.get("private_network") or "handler" in got:
+        grouped = self.cgroup(got) and got.get("run") == "per-connection"
+        private = any(sandbox.get(name) for name in ("private_tmp", "private_network", "private_pids"))
+        if private or grouped or "handler" in got:
             sandbox["owner"] = self.name
         scheduling = got.get("scheduling", {})
         more = {key: got[key] for key in ("umask", "cwd") if key in got}
         return Context(
             user=user, group=group, groups=groups,
             rlimits=tuple((name, soft, hard) for name, (soft, hard) in got.get("rlimit", {}).items()),
-            handler=got.get("handler"), **sandbox, **scheduling, **more,
+            handler=got.get("handler"), grouped=grouped, **sandbox, **scheduling, **more,
         )  # fmt: skip
+
+    def cgroup(self, got: dict[str, Any]) -> bool:
+        """Whether its group has limits. A controller that no group of this machine can have is found here; whether
+        superd may use one only its start can tell."""
+        wanted = Cgroup(**got.get("cgroup", {}))
+        for name, key in zip(CGROUP_FILES, BY_TABLE["cgroup"], strict=True):
+            controller = name.partition(".")[0]
+            if controller in wanted.controllers() and got.get("enabled", True) and "builtin" not in got:
+                if why := self.machine.lacks_controller(controller):
+                    self.wrong(("cgroup", key), "not-available", f"cannot limit {controller} here: {why}", key=True)
+        return bool(wanted.controllers())
 
     def builtin(self, got: dict[str, Any], sockets: list[SocketSpec]) -> tuple[str, ...]:
         """No command, and no process that anything could be said about."""

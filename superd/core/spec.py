@@ -147,7 +147,7 @@ class RateSpec:
 class Limits:
     """The `[limits]` table. None: off."""
 
-    max_connections: int = 64
+    max_connections: int | None = 64
     on_full: Literal["wait", "refuse"] = "wait"
     max_per_source: int | None = None
     rate: RateSpec | None = None
@@ -157,6 +157,39 @@ class Limits:
     first_byte_timeout_s: float | None = None
     max_load: float | None = None
     min_memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTime:
+    """`quota` microseconds of CPU time in each `period`, as the kernel's cpu.max has them."""
+
+    quota: int
+    period: int
+
+    def __str__(self) -> str:
+        """As the kernel reads it."""
+        return f"{self.quota} {self.period}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """The `[cgroup]` table: what all processes of a service have together. None: off."""
+
+    memory_max: int | None = None
+    pids_max: int | None = None
+    cpu_max: CpuTime | None = None
+
+    def files(self) -> dict[str, str]:
+        """Name and text of each file of a group of cgroups(7) v2 that holds a limit; "max" where there is none."""
+        limits = (self.memory_max, self.pids_max, self.cpu_max)
+        return {name: "max" if limit is None else str(limit) for name, limit in zip(CGROUP_FILES, limits, strict=True)}
+
+    def controllers(self) -> tuple[str, ...]:
+        """Those that the limits need."""
+        return tuple(name.partition(".")[0] for name, text in self.files().items() if text != "max")
+
+
+CGROUP_FILES = ("memory.max", "pids.max", "cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +237,8 @@ class Context:
     root, where the loader writes "nobody" or what the file says). groups None: the user's own (initgroups).
     rlimits: (name without RLIMIT_, soft, hard), -1 for infinity; hard None keeps the hard limit.
     capabilities: what the bounding set keeps, without CAP_; None: all. cwd counts from chroot, read_only and
-    read_write do not. owner: the service that has this context alone, where something in it is private.
+    read_write do not. owner: the service that has this context alone, where something in it is private. grouped: its
+    spawners are in the owner's cgroup, because that has limits.
     handler: "package.module:function" that its spawners import.
     """
 
@@ -224,9 +258,11 @@ class Context:
     ambient_capabilities: tuple[str, ...] = ()
     private_tmp: bool = False
     private_network: bool = False
+    private_pids: bool = False
     read_only: tuple[str, ...] = ()
     read_write: tuple[str, ...] = ()
     owner: str | None = None
+    grouped: bool = False
     handler: str | None = None
 
 
@@ -339,6 +375,7 @@ class ServiceSpec:
     start_post: tuple[tuple[str, ...], ...] = ()
     stop_post: tuple[tuple[str, ...], ...] = ()
     limits: Limits = Limits()
+    cgroup: Cgroup = Cgroup()
     access: Access = Access()
     health: Health | None = None
 

@@ -10,7 +10,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping
 
-from superd.core.spec import RateSpec
+from superd.core.spec import CpuTime, RateSpec
 
 LONGEST_S = 10 * 365 * 86400  # a deadline further away is a mistake, and a float of seconds still counts microseconds
 
@@ -97,6 +97,38 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+def parse_cpu_time(value: object) -> CpuTime:
+    """Of "50%" (of one CPU; "200%" is two), or of the kernel's own "50000 100000": microseconds, and in how many."""
+    right = 'write "50%" of one CPU, or microseconds and in how many as the kernel has it, "50000 100000"'
+    text = value if isinstance(value, str) else ""
+    if found := re.fullmatch(r"([0-9]{1,7})(?:\.([0-9]{1,3}))?%", text, re.A):
+        quota = int(found[1]) * 1000 + int((found[2] or "").ljust(3, "0"))
+        # A group gets no less than a millisecond at a time.
+        time = CpuTime(quota, _PERIOD) if quota >= _CPU_LEAST else CpuTime(quota * 10, _PERIOD * 10)
+    elif found := re.fullmatch(r"([0-9]{1,12}) ([0-9]{1,12})", text, re.A):
+        time = CpuTime(int(found[1]), int(found[2]))
+    else:
+        raise ValueError(f"{quote(value)} is no CPU time: {right}")
+    if time.quota < _CPU_LEAST:
+        raise ValueError(f'{quote(value)} is too small: the kernel grants no less than "1000 1000000", 0.1%')
+    if not _CPU_LEAST <= time.period <= 1_000_000:
+        raise ValueError(f"{quote(value)}: the second number is 1000 to 1000000 microseconds")
+    return time
+
+
+def format_cpu_time(time: CpuTime) -> str:
+    """ "50%" where it could have been written so, else the kernel's form."""
+    for factor in (1, 10):
+        quota = time.quota // factor
+        could_be = quota < 10**10 and (quota >= _CPU_LEAST) == (factor == 1)
+        if could_be and time == CpuTime(quota * factor, _PERIOD * factor):
+            return f"{quota // 1000}.{quota % 1000:03d}".rstrip("0").rstrip(".") + "%"
+    return str(time)
+
+
+_PERIOD, _CPU_LEAST = 100_000, 1000  # microseconds; the period is the kernel's own default
+
+
 def parse_mode(value: object) -> int:
     """The permission bits of "0660"."""
     if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}|[0-7]{4}", value, re.A):
@@ -175,6 +207,7 @@ def format_signal(number: int) -> str:
         return str(number)
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9_./:,=@%+ \t\n-]*", re.A)  # nothing that means more to a shell than to split()
 _NEED_SHELL = {
     "|": "a pipe", ">": "a redirection", "<": "a redirection", "&": "`&`", ";": "`;`", "(": "a subshell",
     ")": "a subshell", "`": "a command substitution",
@@ -187,6 +220,8 @@ def split_command(text: str) -> list[str]:
     `${NAME}` stays in its word, whatever it will expand to. Where a shell would do more than split (pipes,
     redirections, substitutions), ValueError: no shell is started.
     """
+    if _PLAIN.fullmatch(text):
+        return text.split()
     words: list[str] = []
     word: list[str] | None = None
     position = 0

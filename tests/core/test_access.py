@@ -109,5 +109,6 @@ def test_networks_against_a_model(allow: list[str], deny: list[str], client: ipa
         if client in network
     ]
     expected = not max(matches)[1] if matches else not allow
-    found = Rules(access(f"allow = {allow}\ndeny = {deny}")).judge(at(str(client)), *MONDAY_NOON)
+    rules = (f"allow = {allow}\n" if allow else "") + f"deny = {deny}"  # an empty `allow` is an error
+    found = Rules(access(rules)).judge(at(str(client)), *MONDAY_NOON)
     assert found.allowed == expected

@@ -64,6 +64,7 @@ def test_admission_against_a_list(
 
 
 def test_full_is_about_places_not_sources() -> None:  # B4
+    assert not Admission(Limits(max_connections=None)).full
     admission = Admission(Limits(max_connections=2))
     assert admission.admit("a", 0) is admission.admit("b", 0) is ADMITTED
     assert admission.full

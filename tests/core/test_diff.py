@@ -13,6 +13,7 @@ from superd.core.diff import Plan, apply, compare, diff, match_sockets
 from superd.core.keys import BY_TABLE
 from superd.core.spec import (
     Address,
+    Cgroup,
     Context,
     DaemonSpec,
     Health,
@@ -58,6 +59,9 @@ CHANGES: list[tuple[ServiceSpec, dict[str, Any], str, tuple[str, ...]]] = [
     (LONG, {"restart": RestartPolicy(limit=RateSpec(1, 1.0))}, "in place", ("restart_limit",)),
     (LONG, {"stop_timeout_s": None}, "in place", ("stop_timeout",)),
     (LONG, {"ready_timeout_s": None, "command": ("/x",)}, "restart", ("command", "ready_timeout")),
+    (LONG, {"cgroup": Cgroup(pids_max=5)}, "in place", ("cgroup.pids_max",)),
+    (BASE, {"cgroup": Cgroup(9999), "context": Context(owner="s", grouped=True)}, "in place", ("cgroup.memory_max",)),
+    (BASE, {"context": Context(owner="s", private_pids=True)}, "restart", ("sandbox.private_pids",)),
     (LONG, {"health": Health(Ready("connect"))}, "in place", ("health",)),
     (LONG, {"requires": ("x",)}, "in place", ("requires",)),
     (BASE, {"sockets": (socket("tcp:8"),)}, "rebind", ("listen",)),
@@ -93,19 +97,20 @@ def test_every_field_has_a_key() -> None:
     """Of each a change can be told, and is of a class."""
     other: dict[str, Any] = {
         "name": "s", "sockets": (), "context": Context(cwd="/x"), "restart": RestartPolicy("always"),
-        "limits": Limits(1), "health": Health(Ready("connect")),
+        "limits": Limits(1), "cgroup": Cgroup(1 << 20), "health": Health(Ready("connect")),
     }  # fmt: skip
     for field in fields(ServiceSpec):
         _, keys = compare(LONG, replace(LONG, **{field.name: other.get(field.name, object())}))
         assert field.name in ("name", "user_assumed") or len(keys) == 1, field.name
     for kind, prefix, changed in (
         (Limits, "limits", lambda x: {"limits": x}), (RestartPolicy, "service", lambda x: {"restart": x}),
+        (Cgroup, "cgroup", lambda x: {"cgroup": x}),
         (SocketSpec, "socket", lambda x: {"sockets": (x,)}), (Context, "", lambda x: {"context": x}),
     ):  # fmt: skip
         base: Any = socket() if kind is SocketSpec else kind()
         start = replace(LONG, **changed(base))
         for field in fields(kind):
-            if field.name not in ("address", "rlimits", "owner"):
+            if field.name not in ("address", "rlimits", "owner", "grouped"):
                 _, keys = compare(start, replace(start, **changed(replace(base, **{field.name: object()}))))
                 assert len(keys) == 1 and (not prefix or keys[0].rpartition(".")[2] in BY_TABLE[prefix]), field.name
 

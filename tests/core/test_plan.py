@@ -213,7 +213,7 @@ def test_tcp_connection() -> None:  # PROTOCOLS.md 2.2, 2.10
 
 def test_a_client_that_has_gone_leaves_variables_out() -> None:  # A5
     assert connection_environment("tcp", {"number": "1"}) == {"PROTO": "TCP", "TCPCONNNUM": "1"}
-    assert connection_environment("unix", {}) == {"PROTO": "IPC"}
+    assert connection_environment("unix", {}) == {"PROTO": "IPC", "IPCREMOTEPATH": ""}
 
 
 @pytest.mark.parametrize("path", ["/run/client", "@abstract", None])
@@ -222,8 +222,8 @@ def test_unix_connection(path: str | None) -> None:  # PROTOCOLS.md 2.2: never R
     named = {} if path is None else {"path": path}
     assert connection_environment("unix", {**facts, **named}) == {
         "PROTO": "IPC", "IPCREMOTEEUID": "1000", "IPCREMOTEEGID": "100", "IPCCONNNUM": "2",
-        "UNIXREMOTEEUID": "1000", "UNIXREMOTEEGID": "100", "UNIXREMOTEPID": "5",
-        **({} if path is None else {"REMOTE_ADDR": path, "IPCREMOTEPATH": path}),
+        "UNIXREMOTEEUID": "1000", "UNIXREMOTEEGID": "100", "UNIXREMOTEPID": "5", "IPCREMOTEPATH": path or "",
+        **({} if path is None else {"REMOTE_ADDR": path}),
     }  # fmt: skip
 
 

@@ -13,7 +13,19 @@ from loading import FakeMachine, load_all, sources
 from superd.core.keys import BY_TABLE
 from superd.core.problems import format_problems
 from superd.core.schema import SourceFile, conf_dirs, load
-from superd.core.spec import Address, Context, KeepAlive, Limits, Output, RateSpec, Ready, ServiceSpec, Snapshot
+from superd.core.spec import (
+    Address,
+    Cgroup,
+    Context,
+    CpuTime,
+    KeepAlive,
+    Limits,
+    Output,
+    RateSpec,
+    Ready,
+    ServiceSpec,
+    Snapshot,
+)
 from superd.core.values import expand_runtime
 
 
@@ -149,6 +161,26 @@ def test_everything_at_once() -> None:
     assert first.keep_alive == KeepAlive(60.0, None, 3)
     assert first.defer_accept_s == 5.0 and first.receive_buffer == 65536
     assert second.address.path == "/work/conf.d/git.sock" and second.mode == 0o660 and second.symlinks == ("/run/git",)
+
+
+def test_cgroup() -> None:
+    """What all processes have together; its spawners are in the group, and so nobody else's."""
+    text = 'command = "/bin/cat"\n[cgroup]\nmemory_max = "64M"\npids_max = 9\ncpu_max = "50%"\n'
+    spec = service(text)
+    assert spec.cgroup == Cgroup(64 << 20, 9, CpuTime(50_000, 100_000)) and not spec.context.grouped
+    assert spec.cgroup.controllers() == ("memory", "pids", "cpu")
+    spec = service(f'listen = "tcp:7"\n{text}')
+    assert (spec.context.grouped, spec.context.owner) == (True, "git")
+    for off in ('"off"', "false", '"max"', '"infinity"'):
+        spec = service(f'listen = "tcp:7"\ncommand = "/bin/cat"\n[cgroup]\nmemory_max = {off}\npids_max = {off}')
+        assert spec.cgroup == Cgroup() and (spec.context.grouped, spec.context.owner) == (False, None)
+
+
+def test_a_controller_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:  # H12
+    monkeypatch.setattr(FakeMachine, "lacks_controller", lambda self, name: "why" if name == "pids" else None)
+    text = 'command = "/bin/cat"\n[cgroup]\nmemory_max = "64M"\npids_max = 9'
+    assert complaints(text) == ["4:1: error: cannot limit pids here: why"]
+    assert not service(f"enabled = false\n{text}").enabled  # it is none of this machine's yet
 
 
 def test_defaults_of_the_table_are_those_of_the_specs() -> None:
@@ -413,7 +445,7 @@ WRONG = [
     ('listen = "udp:7"\nrun = "per-connection"', '1:10: error: a datagram socket has no connections, so udp:7 cannot'),
     ('listen = "fifo:/f"\nrun = "per-connection"', "1:10: error: a FIFO has no connections"),
     ('listen = ["tcp:7", "udp:7"]', "stream and datagram together: `run` must say"),
-    ('listen = "fd:x"', "`run` must say"),
+    ('listen = ["fd:x", "udp:7"]', "`run` must say"),
     ('run = "on-demand"', "1:7: error: run = \"on-demand\" needs a socket"),
     ('listen = ["tcp:7", "tcp:8"]\nrun = "on-demand"\npass = "stdio"', "3:8: error: pass = \"stdio\" with run = "),
     ('listen = "tcp:localhost:7"\nrun = "on-demand"\npass = "stdio"', "localhost is two"),
@@ -426,7 +458,7 @@ WRONG = [
     ('listen = "tcp:7"\nrestart = "always"', "2:1: error: `restart` is a key of run = "),
     ('listen = "udp:7"\n[limits]\nmax_connections = 5', "3:1: error: `max_connections` is a key of run"),
     ('listen = "tcp:7"\n[limits]\nmax_connections = 0', "3:19: error: 0 is not a limit: max_connections is 1"),  # B5
-    ('listen = "tcp:7"\n[limits]\nmax_connections = "off"', "3:19: error: 'off' is not a limit"),
+    ('listen = "tcp:7"\n[access]\nallow = []', "3:9: error: `allow` is empty, and does not say"),  # A10
     ('listen = "tcp:7"\n[limits]\nmax_per_source = 0', '3:18: error: 0 is not a limit: max_per_source is 1 to '),
     ('listen = "tcp:7"\n[limits]\nrate = "0/1s"', '"off" for no limit'),
     ('listen = "tcp:7"\n[limits]\nuser = "www"', "3:1: error: `user` stands below a table header"),
@@ -473,7 +505,10 @@ WRONG = [
     ('listen = "udp:7"\n[access]\nallow = [".example.org"]', "names of hosts come too late for datagrams"),
     ('listen = "unix-dgram:/run/x"\n[access]\nallow = ["user:www"]', "[access] cannot be kept"),
     ('listen = "tcp:7"\n[limits]\nmax_load = "high"', "'high' is not a number: write 4.0"),
-    ('[sandbox]\nprivate_pids = true', "2:1: error: `sandbox.private_pids` is not supported yet"),
+    ('[cgroup]\nmemory_max = 64', "2:14: error: 64 is too small: memory_max is at least 65536 (\"off\" for no limit)"),
+    ('[cgroup]\nmemory_max = "64MB"', 'write "64M"'),
+    ('[cgroup]\npids_max = 0', 'pids_max is 1 to 4194304, or "off"'),
+    ('[cgroup]\ncpu_max = 50', 'write "50%" of one CPU'),
     ('[sandbox]\nchroot = "/srv"', "there is no program '/bin/cat' below /srv"),
     ('[sandbox]\ncapabilities = ["NET_BIND"]', "there is no capability 'NET_BIND'"),
     ('[sandbox]\ncapabilities = []\nambient_capabilities = ["CAP_CHOWN"]', "'CHOWN' is not among `capabilities`"),

@@ -6,19 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from superd.core.spec import RateSpec
+from superd.core.spec import CpuTime, RateSpec
 from superd.core.values import (
     LONGEST_S,
     expand,
     expand_runtime,
+    format_cpu_time,
     format_duration,
     format_mode,
     format_rate,
     format_signal,
     format_size,
+    parse_cpu_time,
     parse_duration,
     parse_mode,
     parse_rate,
@@ -39,6 +41,12 @@ GOOD: list[tuple[Callable[[Any], Any], Any, Any]] = [
     (parse_size, "2G", 2 << 30),
     (parse_size, "64MiB", 64 << 20),
     (parse_size, 65536, 65536),
+    (parse_cpu_time, "50%", CpuTime(50_000, 100_000)),
+    (parse_cpu_time, "200%", CpuTime(200_000, 100_000)),
+    (parse_cpu_time, "12.5%", CpuTime(12_500, 100_000)),
+    (parse_cpu_time, "0.5%", CpuTime(5000, 1_000_000)),
+    (parse_cpu_time, "50000 100000", CpuTime(50_000, 100_000)),
+    (parse_cpu_time, "20000 50000", CpuTime(20_000, 50_000)),
     (parse_mode, "0660", 0o660),
     (parse_mode, "660", 0o660),
     (parse_rate, "50/1s", RateSpec(50, 1.0)),
@@ -67,6 +75,13 @@ BAD: list[tuple[Callable[[Any], Any], Any, str]] = [
     (parse_duration, True, '"30s"'),
     (parse_duration, "", '"30s"'),
     (parse_duration, "٣s", '"30s"'),
+    (parse_cpu_time, 50, '50 is no CPU time: write "50%" of one CPU'),
+    (parse_cpu_time, "50", '"50000 100000"'),
+    (parse_cpu_time, "0%", "is too small"),
+    (parse_cpu_time, "0.05%", "is too small"),
+    (parse_cpu_time, "999 100000", "is too small"),
+    (parse_cpu_time, "50000 999", "1000 to 1000000 microseconds"),
+    (parse_cpu_time, "50000 1000001", "1000 to 1000000 microseconds"),
     (parse_size, "64MB", 'write "64M"'),
     (parse_size, "64k", 'write "64K"'),
     (parse_size, "65536", "write 65536"),
@@ -122,6 +137,15 @@ def test_duration_round_trip(seconds: float) -> None:
 def test_size_round_trip(size: int) -> None:
     text = format_size(size)
     assert parse_size(int(text) if text.isdigit() else text) == size
+
+
+@given(st.integers(1000, 10**9), st.integers(1000, 10**6))
+@example(50_000, 100_000)
+@example(5000, 1_000_000)
+def test_cpu_time_round_trip(quota: int, period: int) -> None:
+    time = CpuTime(quota, period)
+    assert parse_cpu_time(format_cpu_time(time)) == time
+    assert format_cpu_time(CpuTime(50_000, 100_000)) == "50%" and format_cpu_time(CpuTime(33_333, 100_000)) == "33.333%"
 
 
 @given(st.integers(1, 10**9 - 1), MICROS.filter(bool))
