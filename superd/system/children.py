@@ -18,7 +18,10 @@ import errno
 import fcntl
 import json
 import os
+import select
 import signal
+import stat
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from superd.core.messages import STAGES
@@ -210,6 +213,7 @@ def _place(program: Program, passed: Sequence[int], log: int | None, report: int
     """
     ready_fd = program.ready_fd
     numbered = 1 if program.stdio else 0  # the first of `passed` that stands at 3
+    both_ways = program.stdio and not stat.S_ISFIFO(os.fstat(passed[0]).st_mode)  # a FIFO at 1 would feed itself
     end = len(passed) - (ready_fd is not None)
     first_free = LISTEN_FDS_START + end - numbered
     if ready_fd is not None and ready_fd < first_free:  # only now it is known how many there are
@@ -224,7 +228,7 @@ def _place(program: Program, passed: Sequence[int], log: int | None, report: int
         null = fcntl.fcntl(Null().fd, fcntl.F_DUPFD_CLOEXEC, last + 1)
         os.dup2(high[0] if program.stdio else null, 0)
         for number, output in ((1, program.stdout), (2, program.stderr)):
-            if output.kind == "socket" or (number == 1 and program.stdio):
+            if output.kind == "socket" or (number == 1 and both_ways):
                 os.dup2(high[0], number)
             elif output.kind == "log" and high_log is not None:
                 os.dup2(high_log, number)
@@ -337,3 +341,26 @@ def signal_child(pid: int, signo: int, *, group: bool) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def end_strays(leaders: Collection[int], within_s: float) -> None:
+    """End process groups that nobody looks after any more: TERM, and KILL when that time has passed. Blocks.
+
+    They need not be our children. Closes every descriptor from 3 on: who comes next may have the ports at once.
+    """
+    os.closerange(3, 1 << 20)
+    poll, left = select.poll(), {}
+    for pid in leaders:
+        with contextlib.suppress(ProcessLookupError):
+            left[os.pidfd_open(pid)] = pid
+            signal_child(pid, signal.SIGTERM, group=os.getpgid(pid) == pid)
+    for fd in left:
+        poll.register(fd, select.POLLIN)
+    deadline = time.monotonic() + within_s
+    while left and (rest_s := deadline - time.monotonic()) > 0:
+        for fd, _ in poll.poll(rest_s * 1000):
+            poll.unregister(fd)
+            del left[fd]
+    for pid in left.values():  # not ended, so the pid is still its own
+        with contextlib.suppress(ProcessLookupError):
+            signal_child(pid, signal.SIGKILL, group=os.getpgid(pid) == pid)

@@ -6,27 +6,33 @@ grp and resource cost nearly nothing, ctypes comes with the first capability.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
 import pwd
 import resource
+import select
+import signal
 import socket
 import struct
+from collections.abc import Callable, Iterable, Iterator
 
 from superd.core.capabilities import CAPABILITIES
 
 TYPE_CHECKING = False  # typing itself would cost the keeper memory; type checkers know the name
 if TYPE_CHECKING:
     import ctypes
+    from typing import NoReturn
 
     from superd.core.spec import Context
 
 _PR_SET_NO_NEW_PRIVS, _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT = 38, 24, 8, 47  # linux/prctl.h
+_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15
 _RLIMIT_LOCKS = 10  # asm-generic/resource.h; the module lacks the name
 _PR_CAP_AMBIENT_RAISE = 2
-_CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
-_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18  # linux/mount.h
+_CLONE_NEWNS, _CLONE_NEWPID, _CLONE_NEWNET = 0x00020000, 0x20000000, 0x40000000  # linux/sched.h
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18  # linux/mount.h
 _SYS_MOUNT_SETATTR = 442  # the same everywhere but on alpha
 _AT_FDCWD, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -71,12 +77,16 @@ class ContextError(Exception):
 class Entered:
     """Who this process is now.
 
-    user_name and shell are None, and home is "/", when the uid has no passwd entry.
+    user_name and shell are None, and home is "/", when the uid has no passwd entry. init: process 1 of the pid
+    namespace that children of this process are born in; its `life` must stay open as long as any may be.
     """
 
-    __slots__ = ("gid", "home", "shell", "uid", "user_name")
+    __slots__ = ("gid", "home", "init", "shell", "uid", "user_name")
 
-    def __init__(self, uid: int, gid: int, user_name: str | None, home: str, shell: str | None) -> None:
+    def __init__(
+        self, uid: int, gid: int, user_name: str | None, home: str, shell: str | None, init: Init | None
+    ) -> None:
+        self.init = init
         self.uid = uid
         self.gid = gid
         self.user_name = user_name
@@ -129,8 +139,12 @@ class _Identity:
             self.groups = set()
 
 
-def enter(context: Context, *, nofile: tuple[int, int] | None) -> Entered:
+def enter(context: Context, *, nofile: tuple[int, int] | None, in_namespace: bool = False) -> Entered:
     """Become what `context` says, irrevocably, and verify it. nofile: RLIMIT_NOFILE for services that set none (E20).
+
+    in_namespace: this process was forked in a `pid_namespace`. Otherwise the children of this one are born in one, if
+    the context has private_pids. Then the caller does `init.prepare()` when it has imported its handler, which
+    may have to look below /proc/self.
 
     For a single-threaded process. The order: what needs privilege (score, namespaces, limits, priorities), then
     identity, then what is left of privilege goes, then the directory, which perhaps only the new user may enter. No fd
@@ -146,7 +160,7 @@ def enter(context: Context, *, nofile: tuple[int, int] | None) -> Entered:
         identity = _Identity(context)
         _libc()  # and what is imported later would be imported with the user's rights, under his limits
         _set_oom_score_adjust(context.oom_score_adjust)  # opens a file: the limit below may forbid that
-        _unshare(context)
+        init = _unshare(context, in_namespace)
         _set_limits(context, nofile)
         _set_scheduling(context)
         os.umask(context.umask)
@@ -170,8 +184,8 @@ def enter(context: Context, *, nofile: tuple[int, int] | None) -> Entered:
         raise ContextError("limits", errno.ENOMEM, "cannot go on under these limits") from None
     entry = identity.entry
     if entry is None:
-        return Entered(identity.uid, identity.gid, None, "/", None)
-    return Entered(identity.uid, identity.gid, entry.pw_name, entry.pw_dir or "/", entry.pw_shell or "/bin/sh")
+        return Entered(identity.uid, identity.gid, None, "/", None, init)
+    return Entered(identity.uid, identity.gid, entry.pw_name, entry.pw_dir or "/", entry.pw_shell or "/bin/sh", init)
 
 
 def user_environment(entered: Entered) -> dict[str, str]:
@@ -257,14 +271,7 @@ def _set_limits(context: Context, nofile: tuple[int, int] | None) -> None:
 
 def set_limit(name: str, soft: int, hard: int | None) -> None:
     """setrlimit(2) by the name without RLIMIT_; -1 is no limit, hard None the one there is. Raises ContextError."""
-    which = _RLIMIT_LOCKS if name == "locks" else getattr(resource, "RLIMIT_" + name.upper(), None)
-    if which is None:
-        raise ContextError("limits", None, f"cannot set {name!r}: no such limit here")
-    current_hard = resource.getrlimit(which)[1]
-    if hard is None:
-        hard = current_hard
-    if soft != hard and hard != -1 and not 0 <= soft <= hard:
-        raise ContextError("limits", None, f"cannot set {name} to {soft}: the hard limit is {hard}")
+    which, _, current_hard, hard = _limits(name, soft, hard)
     try:
         resource.setrlimit(which, (soft, hard))
     except ValueError:  # so the module reports EPERM; setrlimit(2): beyond the hard limit, or fs.nr_open
@@ -273,6 +280,27 @@ def set_limit(name: str, soft: int, hard: int | None) -> None:
         raise ContextError("limits", errno.EPERM, detail) from None
     except OSError as error:
         raise _failed("limits", f"cannot set {name} to {soft}:{hard}", error) from None
+
+
+def _limits(name: str, soft: int, hard: int | None) -> tuple[int, int, int, int]:
+    """(number, soft and hard limit that there are, hard limit that is wanted)."""
+    which = _RLIMIT_LOCKS if name == "locks" else getattr(resource, "RLIMIT_" + name.upper(), None)
+    if which is None:
+        raise ContextError("limits", None, f"cannot set {name!r}: no such limit here")
+    current_soft, current_hard = resource.getrlimit(which)
+    if hard is None:
+        hard = current_hard
+    if soft != hard and hard != -1 and not 0 <= soft <= hard:
+        raise ContextError("limits", None, f"cannot set {name} to {soft}: the hard limit is {hard}")
+    return which, current_soft, current_hard, hard
+
+
+def raise_hard_limits(wanted: Iterable[tuple[str, int, int | None]]) -> None:
+    """As set_limit() needs it in a child, who may not raise one any more. Soft limits stay. Raises ContextError."""
+    for name, soft, hard in wanted:
+        _, current_soft, current_hard, hard = _limits(name, soft, hard)
+        if current_hard != -1 and not 0 <= hard <= current_hard:
+            set_limit(name, current_soft, hard)
 
 
 def _set_scheduling(context: Context) -> None:
@@ -344,24 +372,35 @@ def _may_set_groups() -> bool:
         return True
 
 
-def _unshare(context: Context) -> None:
-    """Namespaces of its own, and the mounts in them: unshare(2), mount(2), mount_setattr(2)."""
-    mounts = context.private_tmp or context.read_only or context.read_write
-    flags = (_CLONE_NEWNS if mounts else 0) | (_CLONE_NEWNET if context.private_network else 0)
-    if not flags:
-        return
+def _unshare(context: Context, in_namespace: bool) -> Init | None:
+    """Namespaces of its own, and the mounts in them: unshare(2), mount(2), mount_setattr(2). Gives Entered.init."""
+    mounts = context.private_tmp or context.read_only or context.read_write or context.private_pids
+    kinds = {
+        "mounts": _CLONE_NEWNS if mounts else 0,
+        "network": _CLONE_NEWNET if context.private_network else 0,
+        "processes": _CLONE_NEWPID if context.private_pids and not in_namespace else 0,
+    }
+    if not sum(kinds.values()):
+        return None
     libc = _libc()
     try:
-        _check(libc.unshare(flags))
+        _check(libc.unshare(sum(kinds.values())))
     except OSError as error:
-        what = " and ".join([*(["mounts"] if mounts else []), *(["network"] if context.private_network else [])])
+        what = " and ".join(name for name, flag in kinds.items() if flag)
         raise _failed("sandbox", f"cannot have {what} of its own{_hint(error, 'CAP_SYS_ADMIN')}", error) from None
     if context.private_network:
         _raise_loopback()
     if not mounts:
-        return
+        return None
     # Nothing that is done here may be seen outside.
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    init = None
+    if kinds["processes"]:
+        init = _fork_init(lambda: _mount_proc(context), _all_here)
+        if context.handler is None:
+            init.prepare()
+    elif context.private_pids:
+        _mount_proc(context)
     for path in ("/tmp", "/var/tmp") if context.private_tmp else ():
         if os.path.isdir(path) and not os.path.islink(path):
             _mount("tmpfs", path, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
@@ -380,6 +419,141 @@ def _unshare(context: Context) -> None:
         except OSError as error:
             mode = "read-only" if read_only else "writable"
             raise _failed("sandbox", f"cannot make {path!r} {mode}{_hint(error, 'CAP_SYS_ADMIN')}", error) from None
+    return init
+
+
+# Processes of its own: pid_namespaces(7)
+#
+# unshare(2) leaves a process where it is; its children are born in the namespace, the first of them as process 1, and
+# when that one ends the kernel kills all others. So the first is one of superd's, and the service's processes are its
+# siblings: children of the keeper or of a spawner, as they always are, with pids, statuses and signals as always. A
+# service that were process 1 itself would not be ended by any signal that it does not handle, and one below an init
+# that forwards would have two pids, two statuses and a go-between that can be killed.
+
+
+@contextlib.contextmanager
+def pid_namespace(prepare: Callable[[], None]) -> Iterator[None]:
+    """Inside, what this process forks is in a pid namespace that is new; for one process, which then calls
+    enter(in_namespace=True). `prepare` is called in process 1.
+
+    Raises ContextError. The process must have one thread.
+    """
+    libc = _libc()
+    own = -1
+    try:
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        _check(libc.setns(own, _CLONE_NEWPID))  # there must be a way back: what cannot fork any more is lost
+        _check(libc.unshare(_CLONE_NEWPID))
+    except OSError as error:
+        if own >= 0:
+            os.close(own)
+        detail = f"cannot have processes of its own{_hint(error, 'CAP_SYS_ADMIN')}"
+        raise _failed("sandbox", detail, error) from None
+    try:
+        init = _fork_init(prepare, lambda: [2])
+        try:
+            init.prepare()
+            yield
+        finally:
+            os.close(init.life)
+    finally:
+        try:
+            _check(libc.setns(own, _CLONE_NEWPID))
+        finally:
+            os.close(own)
+
+
+class Init:
+    """Process 1 of a pid namespace. It lives until `life` is closed and nobody else is left there."""
+
+    __slots__ = ("life", "pid")
+
+    def __init__(self, pid: int, life: int) -> None:
+        self.pid = pid
+        self.life = life  # one end of a socket pair
+
+    def prepare(self) -> None:
+        """Let it do what it was given to do; until then it has all rights. Raises ContextError."""
+        os.write(self.life, b"do")
+        answer = os.read(self.life, _ANSWER_BYTES) or b"sandbox\0\0process 1 of its own has ended"
+        if answer != b"done":
+            stage, number, detail = os.fsdecode(answer).split("\0", 2)
+            raise ContextError(stage, int(number) if number else None, detail)
+
+
+_ANSWER_BYTES = 4096
+
+
+def _fork_init(prepare: Callable[[], None], guests: Callable[[], list[int]]) -> Init:
+    """guests: those that were born in the namespace and are none of its own children; asked for when there will be no
+    more of them."""
+    try:
+        life, its = (sock.detach() for sock in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    except OSError as error:
+        raise _failed("sandbox", "cannot start process 1 of its own", error) from None
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(life)
+        os.close(its)
+        raise _failed("sandbox", "cannot start process 1 of its own", error) from None
+    if pid:
+        os.close(its)
+        return Init(pid, life)
+    try:
+        os.close(life)
+        _be_init(its, prepare, guests)
+    except BaseException as error:  # boundary: the child reports and ends, always
+        if not isinstance(error, ContextError):
+            error = ContextError("sandbox", None, f"cannot start process 1 of its own: {error!r}")
+        number = "" if error.errno is None else error.errno
+        os.write(its, os.fsencode(f"{error.stage}\0{number}\0{error.detail}")[:_ANSWER_BYTES])
+    finally:
+        os._exit(1)
+
+
+def _be_init(life: int, prepare: Callable[[], None], guests: Callable[[], list[int]]) -> NoReturn:
+    """No signal from inside reaches it; once it has prepared all it has no right and no file."""
+    import ctypes
+
+    name = ctypes.create_string_buffer(b"superd-init")
+    _libc().prctl(_PR_SET_NAME, ctypes.addressof(name), 0, 0, 0)
+    _libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    os.setsid()
+    os.chdir("/")
+    os.closerange(0, life)
+    os.closerange(life + 1, 1 << 20)
+    if os.read(life, 2):
+        prepare()
+        _set_capabilities(0, 0, 0)
+        os.write(life, b"done")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
+    os.read(life, 1)
+    poll = select.poll()
+    left = 0
+    for pid in guests():
+        with contextlib.suppress(ProcessLookupError):
+            poll.register(os.pidfd_open(pid), select.POLLIN)
+            left += 1
+    while left:
+        for fd, _ in poll.poll():
+            poll.unregister(fd)
+            left -= 1
+    # Whoever else there is lost his parent to this process.
+    with contextlib.suppress(ChildProcessError):
+        os.wait()
+    os._exit(0)
+
+
+def _all_here() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+
+
+def _mount_proc(context: Context) -> None:
+    """One that shows the namespace of the caller, over the one that shows all."""
+    for root in ("", context.chroot):
+        if root is not None and (not root or os.path.isdir(f"{root}/proc")):
+            _mount("proc", f"{root}/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:

@@ -10,6 +10,8 @@ import array
 import errno
 import os
 import socket
+import time
+from collections.abc import Sequence
 
 
 class CutMessage(OSError):
@@ -20,6 +22,15 @@ class CutMessage(OSError):
         self.data = data
 
 
+class CrowdedError(BlockingIOError):
+    """More fds of this user are on their way, whoever sent them, than our RLIMIT_NOFILE (ETOOMANYREFS, unix(7)).
+
+    Root with CAP_SYS_RESOURCE or CAP_SYS_ADMIN is exempt. Nothing tells when it is over: try again after a moment. To
+    poll for room to write would be a hot loop, because there is some.
+    """
+
+
+CROWDED_S = 0.01  # that moment
 MAX_FDS = 250
 _INLINE_BYTES = 4000  # what is larger is rare; a larger buffer would cost each of the small ones
 _IN_MEMFD = b"\0"  # first byte of a packet whose text is in its last fd
@@ -42,11 +53,11 @@ def channel() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-def send(sock: socket.socket, data: bytes, fds: list[int] | tuple[int, ...] = (), flags: int = 0) -> None:
+def send(sock: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
     """Send one packet; our copies of the fds stay ours.
 
-    Raises BlockingIOError when the peer does not keep up (non-blocking socket or MSG_DONTWAIT), BrokenPipeError
-    or ConnectionResetError when it has gone.
+    Raises BlockingIOError when the peer does not keep up (non-blocking socket or MSG_DONTWAIT), CrowdedError,
+    BrokenPipeError or ConnectionResetError when it has gone.
     """
     if len(data) > _INLINE_BYTES:
         memfd = os.memfd_create("superd-message", os.MFD_CLOEXEC)
@@ -60,12 +71,26 @@ def send(sock: socket.socket, data: bytes, fds: list[int] | tuple[int, ...] = ()
         send_small(sock, data, fds, flags)
 
 
-def send_small(sock: socket.socket, data: bytes, fds: list[int] | tuple[int, ...], flags: int = 0) -> None:
+def send_small(sock: socket.socket, data: bytes, fds: Sequence[int], flags: int = 0) -> None:
     if fds:
         rights = [(_SOCKET, _RIGHTS, array.array("i", fds))]
-        sock.sendmsg([data], rights, flags | _NOSIGNAL)
+        try:
+            sock.sendmsg([data], rights, flags | _NOSIGNAL)
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                raise CrowdedError(error.errno, error.strerror) from None
+            raise
     else:
         sock.send(data, flags | _NOSIGNAL)
+
+
+def send_waiting(sock: socket.socket, data: bytes, fds: Sequence[int] = ()) -> None:
+    """send() over a blocking channel, however long it takes."""
+    while True:
+        try:
+            return send(sock, data, fds)
+        except CrowdedError:
+            time.sleep(CROWDED_S)
 
 
 def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:

@@ -13,7 +13,7 @@ import signal
 TYPE_CHECKING = False  # typing itself would cost the keeper memory; type checkers know the name
 if TYPE_CHECKING:
     import ctypes
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _PR_SET_NAME = 15
@@ -25,6 +25,8 @@ _SYS_RT_SIGACTION = {
     "s390x": 174, "ppc64le": 173,
 }  # fmt: skip
 _DEFAULT_ACTION = bytes(64)  # struct sigaction of the kernel: SIG_DFL, no flags, empty mask
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 _libc_cached: ctypes.CDLL | None = None
 _pidfs: bool | None = None  # whether pidfds have inode numbers of their own; a property of the kernel
@@ -49,6 +51,31 @@ def _prctl(option: int, argument: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def refusal(error: BaseException) -> str | None:
+    """What the system refused, and where, if an exception is nothing but that: no traceback says more. Else None."""
+    inside = error.__cause__ if type(error).__name__ == "TrioInternalError" else None
+    leaves = list(_leaves(inside or error))
+    refused = [leaf for leaf in leaves if isinstance(leaf, OSError | MemoryError)]
+    if not refused or (inside is None and len(refused) < len(leaves)):  # trio, of its own, trips over what follows
+        return None
+    first, where, trace = refused[0], "", refused[0].__traceback__
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if path.startswith(_PACKAGE) or not where:  # the innermost place of our own
+            where = f" ({path.removeprefix(_PACKAGE)}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    what = (first.strerror or str(first)).lower() if isinstance(first, OSError) else "out of memory"
+    return f"{what}{where}"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
+
+
 # What this process is
 
 
@@ -65,13 +92,20 @@ def set_name(name: str) -> None:
 
     Nothing depends on it, so a filter that refuses prctl(2) is nothing to fail for.
     """
+    name_setter(name)()
+
+
+def name_setter(name: str) -> Callable[[], None]:
+    """`set_name` with all made ready that can be, for a child that pays for each page it touches."""
     import ctypes
 
     text = ctypes.create_string_buffer(name.encode()[:15])
-    try:
-        _prctl(_PR_SET_NAME, ctypes.addressof(text))
-    except OSError:
-        pass
+    prctl, address = _libc().prctl, ctypes.addressof(text)
+
+    def set_name(text: object = text) -> None:  # which keeps it where it is
+        prctl(_PR_SET_NAME, address, 0, 0, 0)
+
+    return set_name
 
 
 def become_subreaper() -> bool:

@@ -6,6 +6,7 @@ it sets it. Every fd made here is close-on-exec. Numbers that the socket module 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import math
@@ -14,9 +15,11 @@ import select
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Any
 
 from superd.core.spec import Address, SocketSpec
@@ -108,6 +111,7 @@ def bind_listener(
     trusted_uid: int,
     allow_sticky: bool = True,
     find_holder: Callable[[Address], object | None] | None = None,
+    connections: bool = False,
 ) -> list[Bound]:
     """The listeners of one socket table: one, but two for tcp:localhost, and all of a name for fd:NAME.
 
@@ -115,6 +119,7 @@ def bind_listener(
     trusted_uid   the service's user: besides root the only one who may be able to replace a path
     allow_sticky  accept a UNIX socket directly inside a sticky directory such as /tmp
     find_holder   asked for the holder (holders.find_holder) when an address is in use; it reads all of /proc
+    connections   the caller will accept, so an inherited datagram socket is an error
 
     All or nothing: after an error no fd and no new path is left. Raises BindError.
     """
@@ -122,7 +127,7 @@ def bind_listener(
     with ExitStack() as scratch, ExitStack() as undo, _stage("bind", address):
         try:
             if address.scheme == "fd":
-                return _take_inherited(spec, inherited)
+                return _take_inherited(spec, inherited, connections)
             if address.scheme == "tcpmux":
                 return [Bound(open_inbox(), address)]
             if not (address.is_unix or address.scheme == "fifo") or address.is_abstract:
@@ -231,7 +236,7 @@ def _bind_one(
         if family == socket.AF_INET6:
             with _stage("bind", address):
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address.scheme.endswith("6"))
-        apply_options(fd, replace(spec, address=address))
+        apply_options(fd, spec if spec.address is address else replace(spec, address=address))
         if born is not None:
             with _stage("mode", address):
                 os.fchmod(fd, born)
@@ -416,7 +421,7 @@ def _bind_path(spec: SocketSpec, trusted_uid: int, allow_sticky: bool, undo: Exi
     born = spec.mode if (uid, gid) == (-1, -1) else spec.mode & 0o700
     bound = _bind_one(spec, address, socket.AF_UNIX, path, undo, born, finish)
     _make_symlinks(spec, path, trusted_uid, allow_sticky, scratch)
-    return replace(bound, identity=identity[0])
+    return Bound(bound.fd, bound.address, identity[0])
 
 
 def _open_fifo(spec: SocketSpec, trusted_uid: int, allow_sticky: bool, undo: ExitStack, scratch: ExitStack) -> Bound:
@@ -581,13 +586,18 @@ def _owner(spec: SocketSpec) -> tuple[int, int]:
 def _trusted(trusted_uid: int) -> set[int]:
     """Who may own a directory on the way to a socket. In a user namespace the real root is often not mapped and shows
     as the overflow uid, which then is nobody that lives in here (user_namespaces(7))."""
-    trusted = {0, os.geteuid(), trusted_uid}
+    return {0, os.geteuid(), trusted_uid} | _nobody_at_all()
+
+
+@cache
+def _nobody_at_all() -> frozenset[int]:
+    """The overflow uid where no user here can have it; a process stays in its user namespace."""
     with suppress(OSError, ValueError):
         overflow = int(_read("/proc/sys/kernel/overflowuid"))
         ranges = [tuple(map(int, line.split())) for line in _read("/proc/self/uid_map").splitlines()]
         if not any(first <= overflow < first + count for first, _, count in ranges):
-            trusted.add(overflow)
-    return trusted
+            return frozenset({overflow})
+    return frozenset()
 
 
 def _open_directory(spec: SocketSpec, path: str, trusted_uid: int, allow_sticky: bool, scratch: ExitStack) -> int:
@@ -604,7 +614,12 @@ def _open_directory(spec: SocketSpec, path: str, trusted_uid: int, allow_sticky:
         _check_directory(spec.address, parent, trusted_uid, allow_sticky)
         for directory in reversed(missing):
             with suppress(FileExistsError):
-                os.mkdir(directory, 0o700)
+                try:
+                    os.mkdir(directory, 0o700)
+                except (PermissionError, FileNotFoundError) as error:  # in /proc nothing can be made
+                    number = error.errno or errno.EACCES
+                    reason = f"cannot make '{directory}': {_lower(os.strerror(number))}"
+                    raise BindError(number, "directory", spec.address, reason) from error
                 fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
                     os.fchmod(fd, spec.directory_mode)  # mkdir would take the umask off
@@ -622,7 +637,7 @@ def _check_directory(address: Address, directory: str, trusted_uid: int, allow_s
         return
     trusted = _trusted(trusted_uid)
     real = os.path.realpath(directory)
-    for step in sorted({*_steps(directory), *_steps(real)}):
+    for step in _steps(directory) if real == directory else sorted({*_steps(directory), *_steps(real)}):
         status = os.lstat(step)
         why = ""
         if status.st_uid not in trusted:
@@ -637,11 +652,11 @@ def _check_directory(address: Address, directory: str, trusted_uid: int, allow_s
             raise BindError(errno.EPERM, "directory", address, f"{step} {why}: other users could replace the socket")
 
 
-def _steps(path: str) -> Iterator[str]:
-    while True:
-        yield path
-        if path == (path := os.path.dirname(path)):
-            return
+@lru_cache(maxsize=64)
+def _steps(path: str) -> tuple[str, ...]:
+    """From the root down to the path itself."""
+    parent = os.path.dirname(path)
+    return (path,) if parent == path else (*_steps(parent), path)
 
 
 def _clear_stale(address: Address, path: str, name: str, directory: int) -> None:
@@ -655,7 +670,7 @@ def _clear_stale(address: Address, path: str, name: str, directory: int) -> None
             status = os.fstat(held)
             if not stat.S_ISSOCK(status.st_mode):
                 raise BindError(errno.EEXIST, "bind", address, f"{_file_type(status.st_mode)} is in the way")
-            if _answers(address, held) or _between_bind_and_listen(path):
+            if _answers(address, held) or _between_bind_and_listen(path, status.st_ctime):
                 raise BindError(errno.EADDRINUSE, "bind", address)
             now = os.lstat(name, dir_fd=directory)
             if (now.st_dev, now.st_ino) != (status.st_dev, status.st_ino):  # `held` keeps the number from being reused
@@ -680,16 +695,30 @@ def _answers(address: Address, held: int) -> bool:
         return True
 
 
-def _between_bind_and_listen(path: str) -> bool:
-    """Whether a process has bound the path and does not listen yet: it refuses connections like a stale socket does."""
+def _between_bind_and_listen(path: str, changed: float) -> bool:
+    """Whether a process has bound the path and does not listen yet: it refuses connections like a stale socket does.
+
+    changed: the ctime of the file. One look at all sockets is enough for those that are older than it, and there may be
+    thousands, of a superd that was killed.
+    """
     needle = os.fsencode(path)
-    with suppress(OSError), open("/proc/net/unix", "rb") as table:
-        for row in table:  # Num RefCount Protocol Flags Type St Inode Path
-            fields = row.rstrip(b"\n").split(None, 7)
-            # not __SO_ACCEPTCON, SS_UNCONNECTED, and no datagram socket, which answers without listening
-            if fields[3:4] + fields[5:6] == [b"00000000", b"01"] and fields[4] != b"0002" and fields[7:] == [needle]:
-                return True
-    return False
+    looked, until, bound = _bound_only[0]
+    if changed > looked - _LOOK_MARGIN_S or time.monotonic() > until or needle in bound:
+        looked, bound = time.time(), set()
+        with suppress(OSError), open("/proc/net/unix", "rb") as table:
+            for row in table:  # Num RefCount Protocol Flags Type St Inode Path
+                fields = row.rstrip(b"\n").split(None, 7)
+                # not __SO_ACCEPTCON, SS_UNCONNECTED, and no datagram socket, which answers without listening
+                if fields[3:4] + fields[5:6] == [b"00000000", b"01"] and fields[4] != b"0002":
+                    bound.update(fields[7:])
+        _bound_only[0] = looked, time.monotonic() + _LOOK_VALID_S, bound
+    return needle in bound
+
+
+# The last look: when (as files have it), until when it counts (monotonic: clocks are set), paths without a listener.
+_bound_only: list[tuple[float, float, set[bytes]]] = [(0.0, 0.0, set())]
+_LOOK_MARGIN_S = 0.05  # more than the grain of a file's times
+_LOOK_VALID_S = 5.0
 
 
 def _through(held: int, name: str, directory: int, act: Callable[[str, int | None], None]) -> None:
@@ -758,7 +787,7 @@ def inherited_sockets(environ: Mapping[str, str], pid: int) -> tuple[dict[str, l
     return found, None
 
 
-def _take_inherited(spec: SocketSpec, inherited: Mapping[str, list[int]]) -> list[Bound]:
+def _take_inherited(spec: SocketSpec, inherited: Mapping[str, list[int]], connections: bool) -> list[Bound]:
     _refuse_path_keys(spec)
     name = spec.address.path or ""
     fds = inherited.get(name)
@@ -772,6 +801,9 @@ def _take_inherited(spec: SocketSpec, inherited: Mapping[str, list[int]]) -> lis
         with _borrow(fd) as sock:
             if sock.type != socket.SOCK_DGRAM and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise BindError(errno.EINVAL, "inherited", spec.address, f"fd {fd} does not listen")
+            if sock.type == socket.SOCK_DGRAM and connections:
+                reason = f'fd {fd} is a datagram socket, which has no connections: write run = "on-demand"'
+                raise BindError(errno.EOPNOTSUPP, "inherited", spec.address, reason)
         if spec.protocol is not None:
             raise BindError(errno.EOPNOTSUPP, "option protocol", spec.address, "the socket is there already")
         apply_options(fd, spec)
@@ -900,6 +932,12 @@ def drain_datagram(fd: int) -> bool:
     return True
 
 
+def set_priority(fd: int, priority: int) -> None:
+    """SO_PRIORITY of a connection: the one option that accept(2) does not take over from the listener."""
+    with _borrow(fd) as sock, contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
+
+
 class Inbox(socket.socket):
     """Where connections come from the tcpmux service instead of the kernel; used like a listener.
 
@@ -964,22 +1002,27 @@ def _borrow(fd: int) -> Iterator[socket.socket]:
         sock.detach()
 
 
-@contextmanager
-def _stage(stage: str, address: Address) -> Iterator[None]:
+class _stage:  # as a generator it was a third of what a bind costs
     """OSError to BindError. Some of Python's own have no errno (too long a path); they are the caller's mistake."""
-    try:
-        yield
-    except BindError:
-        raise
-    except OSError as error:
-        if error.errno is None:
+
+    __slots__ = ("address", "stage")
+
+    def __init__(self, stage: str, address: Address) -> None:
+        self.stage, self.address = stage, address
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, BindError):
+            return
+        stage, address, reason = self.stage, self.address, ""
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.errno == errno.EACCES and stage == "bind" and address.is_ip and (address.port or 0) < 1024:
+                reason = "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE"
+            raise BindError(error.errno, stage, address, reason) from error
+        if isinstance(error, OSError | OverflowError | ValueError):  # a number that fits no C int, a NUL in a name
             raise BindError(errno.EINVAL, stage, address, _lower(str(error)), retry=False) from error
-        reason = ""
-        if error.errno == errno.EACCES and stage == "bind" and address.is_ip and (address.port or 0) < 1024:
-            reason = "permission denied: a port below 1024 needs CAP_NET_BIND_SERVICE"
-        raise BindError(error.errno, stage, address, reason) from error
-    except (OverflowError, ValueError) as error:  # a number that fits no C int, a NUL in a name
-        raise BindError(errno.EINVAL, stage, address, _lower(str(error)), retry=False) from error
 
 
 def _file_type(mode: int) -> str:

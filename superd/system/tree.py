@@ -65,6 +65,16 @@ def started(pid: int) -> int | None:
     return None if row is None else row.started
 
 
+def inner_pid(pid: int) -> int | None:
+    """What the process is called in a pid namespace below ours; None: it is in none, or has gone."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            names = next((line.split()[1:] for line in file if line.startswith(b"NSpid:")), [])
+    except OSError:
+        return None
+    return int(names[1]) if len(names) > 1 else None
+
+
 def cgroup(pid: int) -> str | None:
     """Where the process stands in the cgroup v2 hierarchy, as seen from our cgroup namespace; None: not there."""
     try:

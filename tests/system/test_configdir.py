@@ -247,6 +247,26 @@ def test_facts_of_this_machine(tmp_path: Path) -> None:
     assert machine.untrusted(str(tmp_path / "none"), frozenset({0})) is not None
 
 
+def test_a_directory_and_its_files(tmp_path: Path, root: None) -> None:  # F18 K1
+    """One directly in /tmp is as good as a deeper one; /tmp itself is not, for everybody may add files there. Only a
+    sticky directory of root's counts as one."""
+    sticky = tmp_path / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    (sticky / "mine").mkdir(mode=0o755)
+    (sticky / "mine" / "file").touch(mode=0o644)
+    (sticky / "file").touch(mode=0o644)
+    ours = frozenset({0, os.geteuid()})
+
+    def refused(path: Path) -> bool:
+        return RealMachine().untrusted(str(path), ours) is not None
+
+    found = [refused(sticky / name) for name in ("mine", "mine/file", ".", "file")]
+    assert found == [False, False, True, True]
+    (sticky / "mine").chmod(0o775)
+    assert refused(sticky / "mine")
+
+
 def test_default_paths() -> None:
     assert default_config_paths({}, 0) == ["/etc/superd"]
     assert default_config_paths({"HOME": "/home/u"}, 1000) == ["/home/u/.config/superd"]

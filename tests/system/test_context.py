@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import pwd
+import re
 import resource
 import subprocess
 import sys
@@ -470,7 +471,8 @@ def test_directory_is_entered_as_the_new_user(workshop: Path) -> None:  # E18
 def test_directory(tmp_path: Path) -> None:  # E18
     assert entered(lambda: os.chdir(tmp_path))["cwd"] == "/"
     assert refused(cwd=f"{tmp_path}/no") == f"directory: cannot enter '{tmp_path}/no': no such file or directory"
-    assert refused(cwd="/a\0b") == "directory: cannot enter '/a\\x00b': embedded null byte"
+    text = refused(cwd="/a\0b")  # the reason is Python's
+    assert re.fullmatch(r"directory: cannot enter '/a\\x00b': .*embedded null (byte|character in path)", text)
 
 
 # The rest

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -278,3 +280,39 @@ def test_signal_by_pidfd() -> None:  # F15, G8
     assert process.signal_by_pidfd(fd, signal.SIGKILL) is False
     assert process.open_pidfd(pid) is None
     os.close(fd)
+
+
+def refused(error: BaseException) -> str | None:
+    try:
+        raise error
+    except BaseException as caught:
+        return process.refusal(caught)
+
+
+def test_what_the_system_refuses_is_one_line() -> None:  # F8, F13, X26
+    """However deep nurseries have wrapped it; what is a mistake of ours keeps its traceback."""
+    full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for error in (full, ExceptionGroup("one", [full]), ExceptionGroup("", [ExceptionGroup("", [full, MemoryError()])])):
+        text = refused(error)
+        assert text is not None and text.startswith("too many open files")
+    assert "out of memory" in (refused(MemoryError()) or "")
+    assert "af_unix path too long" in (refused(OSError("AF_UNIX path too long")) or "")  # without errno
+    assert refused(ValueError("x")) is None
+    assert refused(ExceptionGroup("", [full, ValueError("x")])) is None
+
+    class TrioInternalError(Exception):
+        """Of trio's own loop, which trips over what follows too."""
+
+    def broken(cause: BaseException) -> BaseException:
+        error = TrioInternalError("internal error in Trio")
+        error.__cause__ = cause
+        return error
+
+    assert (refused(broken(ExceptionGroup("", [full, AssertionError()]))) or "").startswith("too many")
+    assert refused(broken(AssertionError())) is None
+
+
+def test_where_it_was_refused() -> None:
+    with pytest.raises(OSError) as caught:
+        os.close(-1)
+    assert re.search(r"\(.*test_process\.py:\d+\)$", process.refusal(caught.value) or "")

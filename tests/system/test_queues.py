@@ -55,6 +55,29 @@ def test_names_stay_and_go_with_their_connections(listener: socket.socket) -> No
         assert again is not None and len(again) == 3 and not two <= again
 
 
+def test_who_has_said_all_waits_too(listener: socket.socket) -> None:
+    with connect(listener) as client:
+        client.shutdown(socket.SHUT_WR)
+        found = waiting(listener.fileno())
+        assert found is not None and len(found) == 1
+
+
+def test_more_than_a_packet_holds() -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=600))
+        for _ in range(500):  # each is 72 bytes and a header
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        found = waiting(listener.fileno())
+        assert found is not None and len(found) == 500
+
+
+def test_the_same_port_elsewhere_is_somebody_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        with socket.create_server(("127.0.0.2", ours.getsockname()[1])) as other:
+            with socket.create_connection(other.getsockname()):
+                assert waiting(ours.fileno()) == frozenset() != waiting(other.fileno())
+
+
 def test_what_has_no_accept_queue() -> None:
     with socket.socket(socket.AF_VSOCK) as sock:
         assert waiting(sock.fileno()) is None

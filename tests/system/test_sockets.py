@@ -543,6 +543,34 @@ def test_bound_but_not_yet_listening_is_alive(tmp_path: Path) -> None:  # D4: it
         slow.listen()
 
 
+def test_a_look_at_all_sockets_serves_many_stale_ones_and_no_young_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # D4
+    looks = 0
+
+    def counting(file: object, *args: object) -> object:
+        nonlocal looks
+        looks += file == "/proc/net/unix"
+        return open(file, *args)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("superd.system.sockets.open", counting, raising=False)
+    paths = [tmp_path / f"{number}.sock" for number in range(20)]
+    for path in paths:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    monkeypatch.setattr(sockets, "_bound_only", [(0.0, 0.0, set())])
+    with ExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(sockets, "_LOOK_MARGIN_S", 0)  # as if they were old
+            for path in paths:
+                stack.enter_context(opened(unix(path)))
+        assert looks == 1
+        with socket.socket(socket.AF_UNIX) as slow:
+            slow.bind(str(tmp_path / "young.sock"))
+            assert refused(unix(tmp_path / "young.sock")).errno == errno.EADDRINUSE
+        assert looks == 2
+
+
 def test_what_is_no_socket_stays(tmp_path: Path) -> None:  # D2, D4, D12
     target = tmp_path / "target"
     target.write_text("precious")
@@ -568,6 +596,11 @@ def test_missing_directories_are_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     error = refused(unix(tmp_path / "file" / "x"))
     assert (error.stage, error.errno, error.retry) == ("directory", errno.ENOTDIR, True)
+
+
+def test_a_directory_that_cannot_be_made() -> None:
+    error = refused(unix(Path("/proc/none/a.sock")))
+    assert (str(error), error.retry) == ("directory: cannot make '/proc/none': no such file or directory", True)
 
 
 @root_only
@@ -648,6 +681,7 @@ def test_in_a_user_namespace_without_the_real_root() -> None:  # "/" belongs to 
             Path("/proc/self/setgroups").write_text("deny")
             Path("/proc/self/uid_map").write_text("0 1234 1")
             assert os.geteuid() == 0 and os.stat("/").st_uid == NOBODY
+            sockets._nobody_at_all.cache_clear()
             (bound,) = bind(unix(f"{name}/x"))
             os.close(bound.fd)
         return "bound"
