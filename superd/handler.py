@@ -11,13 +11,14 @@ import importlib
 import os
 import socket
 import sys
+import time
 import traceback
 
 TYPE_CHECKING = False  # typing itself would cost the spawner memory; type checkers know the name
 if TYPE_CHECKING:
     import io
     from collections.abc import Callable
-    from typing import Any, NoReturn
+    from typing import IO, Any, NoReturn
 
 
 class HandlerError(Exception):
@@ -70,22 +71,31 @@ class Connection:
 
     socket       blocking; fd 0 and 1 are the same connection, so print() and input() reach the client too
     input        buffered binary file to read from
-    output       buffered binary file to write to; flushed when the handler returns
+    output       buffered binary file to write to; flushed when the handler is over, however
     remote_addr  numeric address, path of a UNIX client, or None; remote_port: None but for IP and vsock
     local_addr, local_port
     id           as in the log and SUPERD_CONNECTION; service: its name
     """
 
-    def __init__(self, sock: socket.socket, environ: dict[str, str]) -> None:
+    input: io.BufferedReader
+    output: io.BufferedWriter
+
+    def __init__(self, sock: socket.socket, variables: dict[str, str], service: str) -> None:
         self.socket = sock
-        self.input: io.BufferedReader = sock.makefile("rb")
-        self.output: io.BufferedWriter = sock.makefile("wb")
-        self.remote_addr = environ.get("REMOTE_ADDR")
-        self.remote_port = _number(environ.get("REMOTE_PORT"))
-        self.local_addr = environ.get("TCPLOCALIP")
-        self.local_port = _number(environ.get("TCPLOCALPORT"))
-        self.id = environ["SUPERD_CONNECTION"]
-        self.service = environ["SUPERD_SERVICE"]
+        self.remote_addr = variables.get("REMOTE_ADDR")
+        self.remote_port = _number(variables.get("REMOTE_PORT"))
+        self.local_addr = variables.get("TCPLOCALIP")
+        self.local_port = _number(variables.get("TCPLOCALPORT"))
+        self.id = variables["SUPERD_CONNECTION"]
+        self.service = service
+
+    def __getattr__(self, name: str) -> Any:
+        """`input` and `output` are made when they are first asked for: many handlers need only one of them."""
+        if name not in ("input", "output"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        made = self.socket.makefile("rb" if name == "input" else "wb")
+        setattr(self, name, made)
+        return made
 
 
 class _Server:
@@ -107,12 +117,17 @@ def _number(text: str | None) -> int | None:
 
 
 class Handler:
-    """An imported handler. `files`: where its code came from, as far as that is below the working directory."""
+    """An imported handler.
+
+    files     where its code came from, as far as that is below the working directory
+    began_ns  when the import began, of the real-time clock: a file that is younger may be another than what was read
+    """
 
     def __init__(self, reference: str) -> None:
         """Raises HandlerError."""
         module_name, _, name = reference.partition(":")
         directory = os.getcwd()
+        self.began_ns = time.time_ns()
         sys.path.insert(0, directory)
         try:
             target: Any = importlib.import_module(module_name)
@@ -122,6 +137,8 @@ class Handler:
                 raise TypeError(f"{reference} is no function and no class")
         except BaseException as error:  # boundary: whatever somebody's module does when it is imported
             raise HandlerError(f"cannot import {reference}: {_describe(error, directory)}") from None
+        finally:
+            _flush(sys.stdout, sys.stderr)  # what the module has printed, or each client would get it
         base = getattr(sys.modules.get("socketserver"), "BaseRequestHandler", None)
         self.is_request_handler = base is not None and isinstance(target, type) and issubclass(target, base)
         self.target: Callable[..., Any] = target
@@ -130,18 +147,22 @@ class Handler:
         gc.collect()
         gc.freeze()
 
-    def serve(self) -> NoReturn:
-        """In the forked child, whose fds 0 and 1 are the connection: until the handler returns, and then its end."""
-        environ = dict(os.environ)
+    def prepare(self, sock: socket.socket, variables: dict[str, str], service: str) -> Callable[[], NoReturn]:
+        """What serves the connection in a child that is forked now. variables: of this connection."""
+        if self.is_request_handler:
+            arguments = (sock, _client_address(sock), _Server(sock, self.target))
+            return lambda: self._serve(lambda: self.target(*arguments), sock)
+        connection = Connection(sock, variables, service)
+        return lambda: self._serve(lambda: self.target(connection), sock, connection)
+
+    def _serve(self, call: Callable[[], object], sock: socket.socket, connection: Connection | None = None) -> NoReturn:
+        """In the forked child, whose fds 0 and 1 are the connection too: until the handler returns, then its end."""
         status = 0
         try:
-            with socket.socket(fileno=os.dup(0)) as sock:
-                if self.is_request_handler:
-                    self.target(sock, _client_address(sock), _Server(sock, self.target))
-                else:
-                    connection = Connection(sock, environ)
-                    self.target(connection)
-                    connection.output.flush()
+            with sock:
+                call()
+                if connection is not None and (output := vars(connection).get("output")):
+                    output.flush()
             sys.stdout.flush()
         except SystemExit as error:
             status = _exit_status(error)
@@ -149,12 +170,17 @@ class Handler:
             sys.excepthook(*sys.exc_info())
             status = 1
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                try:
-                    stream.flush()
-                except (OSError, ValueError):
-                    pass  # the client has gone
+            made = None if connection is None else vars(connection).get("output")
+            _flush(sys.stderr, *([made] if made else []), sys.stdout)
             os._exit(status)
+
+
+def _flush(*streams: IO[Any]) -> None:
+    for stream in streams:
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # the client has gone, or the module has closed it
 
 
 def _describe(error: BaseException, directory: str) -> str:

@@ -37,6 +37,7 @@ from superd.system import cgroup, children, context, fdpass, process, succession
 _FORWARDED = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT", "TSTP", "ALRM")
 _MANAGERS = tuple(getattr(signal, f"SIG{name}") for name in _FORWARDED)
 _RESTART_DELAY_MAX_S = 5.0
+_STOPS_BY_MANAGERS = 3  # that end before superd has stopped
 _MANAGER_STABLE_S = 0.2  # a manager that served this long is followed at once: clients wait
 _STABLE_S = 1.0  # so is a spawner
 _QUICK_ENDS = 5
@@ -70,6 +71,7 @@ class _Spawner:
     channel: socket.socket
     born: float
     quick_ends: int = 0  # in a row, of those before it
+    cgroup: str | None = None  # that it is in
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,10 @@ class Keeper:
         self.signals: list[int] = []  # that no manager has taken yet
         self.form: str = options.log or "text"
         self.stop_signal = 0  # superd was told to stop
+        self.ends_while_stopping = 0  # of managers
         self.orphans = 0
         self.unsent: deque[tuple[bytes, list[int]]] = deque()  # reports for a manager that does not read
+        self.unsent_at: float | None = None  # when to try that again, where nothing tells that there is room
         self.leave_by: float | None = None  # for an upgrade: when the manager that asked for it has to have ended
         self.poll = select.poll()
 
@@ -171,6 +175,8 @@ class Keeper:
             self._forward()
             if self.leave_by is not None:
                 self._upgrade_when_alone(pipe)
+            if self.unsent_at is not None and time.monotonic() >= self.unsent_at:
+                self._send_rest()
             if self.restart_at is not None and time.monotonic() >= self.restart_at:
                 self._start_manager()
         for pid in self.spawners:
@@ -204,6 +210,8 @@ class Keeper:
 
     def _timeout_ms(self) -> float:
         due = self.leave_by if self.restart_at is None else self.restart_at
+        if self.unsent_at is not None:
+            due = self.unsent_at if due is None else min(due, self.unsent_at)
         if due is not None:
             return max(0.0, due - time.monotonic()) * 1000
         return _SWEEP_S * 1000
@@ -214,14 +222,14 @@ class Keeper:
         try:
             ours, theirs = fdpass.channel()
         except OSError as error:
-            return self._manager_gone(f"cannot make a channel to a manager: {error}")
+            return self._manager_gone(f"cannot make a channel to a manager: {init.reason(error)}")
         self.generation += 1
         try:
             pid = os.fork()
         except OSError as error:
             ours.close()
             theirs.close()
-            self._manager_gone(f"cannot fork a manager: {error}")
+            self._manager_gone(f"cannot fork a manager: {init.reason(error)}")
             return
         if pid == 0:
             self._only(theirs.fileno())
@@ -276,10 +284,14 @@ class Keeper:
         if not self.unsent:
             try:
                 return fdpass.send(self.channel, data, fds or [])
+            except fdpass.CrowdedError:
+                self.unsent_at = time.monotonic() + fdpass.CROWDED_S
             except BlockingIOError:
                 self.poll.modify(self.channel, select.POLLIN | select.POLLOUT)
-            except OSError:
+            except ConnectionError:
                 return
+            except OSError as error:
+                return self._give_up_manager(error)
         held: list[int] = []
         try:
             for fd in fds or ():
@@ -288,16 +300,29 @@ class Keeper:
             fdpass.close_all(held)  # EMFILE: it is told without, as if they had not arrived
         self.unsent.append((data, held))
 
+    def _give_up_manager(self, error: OSError) -> None:
+        """One that misses a message (ENOBUFS, ENOMEM) waits for it, or believes what is not so: another is told all."""
+        complain(f"cannot tell the manager: {init.reason(error)}; ending it", self.form)
+        children.signal_child(self.manager, signal.SIGKILL, group=False)
+
     def _send_rest(self) -> None:
-        assert self.channel is not None
+        self.unsent_at = None
+        if self.channel is None:
+            return  # it has gone, as the reaper will tell
         while self.unsent:
             data, fds = self.unsent[0]
             try:
                 fdpass.send(self.channel, data, fds)
+            except fdpass.CrowdedError:
+                self.unsent_at = time.monotonic() + fdpass.CROWDED_S
+                break
             except BlockingIOError:
+                self.poll.modify(self.channel, select.POLLIN | select.POLLOUT)
                 return
-            except OSError:
+            except ConnectionError:
                 pass  # it has gone, as the reaper will tell
+            except OSError as error:
+                return self._give_up_manager(error)
             self.unsent.popleft()
             fdpass.close_all(fds)
         self.poll.modify(self.channel, select.POLLIN)
@@ -316,10 +341,23 @@ class Keeper:
         else:
             self.delay_s = min(max(0.1, self.delay_s * 2), _RESTART_DELAY_MAX_S)
         self.manager_up_at = None
+        if self.stop_signal:
+            self.ends_while_stopping += 1
+            if self.ends_while_stopping >= _STOPS_BY_MANAGERS:
+                self._stop_alone(reason)
         if self.stop_signal and self.stop_signal not in self.signals:
             self.signals.append(self.stop_signal)  # the next one is to go on with what it was about
         self.restart_at = now + self.delay_s
         complain(f"{reason}; starting another in {self.delay_s:.1f} s, connections wait", self.form)
+
+    def _stop_alone(self, reason: str) -> NoReturn:
+        """No manager lives long enough to stop the services in order, and superd has been told to end."""
+        complain(f"{reason}; superd ends without one", self.form)
+        left = [child.pid for child in self.children.values() if child.status is None]
+        if self.command is not None and self.command.running:
+            left.append(self.command.pid)
+        children.end_strays([*left, *self.spawners], _LAST_WAIT_S)
+        os._exit(1)
 
     def _part_from_manager(self) -> None:
         if self.channel is not None:
@@ -327,6 +365,7 @@ class Keeper:
             self.channel.close()
             self.channel = None
         self.manager = 0
+        self.unsent_at = None
         while self.unsent:
             fdpass.close_all(self.unsent.popleft()[1])
 
@@ -362,7 +401,7 @@ class Keeper:
             "children": [[number, asdict(child)] for number, child in self.children.items()],
             "spawners": [
                 [pid, {"id": one.id, "context": one.context, "channel": one.channel.fileno(), "born": one.born,
-                       "quick_ends": one.quick_ends}]
+                       "quick_ends": one.quick_ends, "cgroup": one.cgroup}]
                 for pid, one in self.spawners.items()
             ],
             "recent": list(self.recent), "generation": self.generation, "form": self.form, "orphans": self.orphans,
@@ -405,7 +444,7 @@ class Keeper:
             messages.context_from_json(row["context"])
             channel = socket.socket(fileno=known(row["channel"]))
             keeper.spawners[int(pid)] = _Spawner(
-                int(row["id"]), row["context"], channel, float(row["born"]), int(row["quick_ends"])
+                int(row["id"]), row["context"], channel, float(row["born"]), int(row["quick_ends"]), row.get("cgroup")
             )
         keeper.recent.extend((int(pid), int(status)) for pid, status in state["recent"])
         keeper.generation, keeper.orphans = int(state["generation"]), int(state["orphans"])
@@ -488,8 +527,10 @@ class Keeper:
                 if cut["kind"] == "start":
                     self._send("failed", id=cut["id"], stage="descriptors", errno=error.errno, detail="")
             return True
+        except ConnectionError:
+            return True  # it has gone: what is left to read, and its end, come next
         except OSError as error:
-            complain(f"keeper: {error}", self.form)
+            complain(f"cannot hear the manager: {init.reason(error)}; trying again", self.form)
             return True
         if not data:
             self.poll.unregister(self.channel)  # the reaper will tell
@@ -528,7 +569,8 @@ class Keeper:
     def _start(self, order: dict[str, Any], fds: list[int]) -> None:
         """Start a service's process. fds: what it gets, then the one for its ready_fd and write and read end of its
         log pipe if it has them.
-        stored: held fds that it gets as well, [[name here, name there], …]."""
+        stored: held fds that it gets as well, [[name here, name there], …].
+        cgroup: where it goes; limited: that has limits, so it must not run elsewhere."""
         number = order["id"]
         kept = [(fd, name) for held, name in order.get("stored", ()) for fd in self.held.get(held, ())]
         program = replace(Program.from_json(order["program"]), stored=tuple(name for _, name in kept))
@@ -536,22 +578,33 @@ class Keeper:
         log = [fds.pop(), fds.pop()] if order["log"] else []  # read end, write end
         ready = [] if program.ready_fd is None else [fds.pop()]
 
-        def prepare() -> tuple[dict[str, str], int | None]:
-            inode = process.pidfd_inode()
+        def settle() -> None:
             signal.set_wakeup_fd(-1)
             process.reset_signals()
             if order.get("cgroup"):
-                with contextlib.suppress(OSError):  # without it sessions and the subreaper have to do
+                try:
                     cgroup.join(order["cgroup"])
+                except OSError as error:  # without it sessions and the subreaper have to do
+                    if order.get("limited"):
+                        detail = f"cannot join {order['cgroup']}"
+                        raise children.StartError("cgroup", error.errno or 0, detail) from None
+
+        def prepare() -> tuple[dict[str, str], int | None]:
+            inode = process.pidfd_inode()
+            settle()
             try:
-                entered = context.enter(wanted, nofile=self.nofile)
+                entered = context.enter(wanted, nofile=self.nofile, in_namespace=wanted.private_pids)
             except context.ContextError as error:
                 raise children.StartError(error.stage, error.errno or 0, error.detail) from None
             return context.user_environment(entered), inode
 
         try:
             passed = [*fds, *(fd for fd, _ in kept), *ready]
-            pid, report = children.fork_exec(program, {}, passed, log[1] if log else None, prepare)
+            with context.pid_namespace(settle) if wanted.private_pids else contextlib.nullcontext():
+                pid, report = children.fork_exec(program, {}, passed, log[1] if log else None, prepare)
+        except context.ContextError as error:
+            fdpass.close_all(log)
+            self._send("failed", id=number, stage=error.stage, errno=error.errno or 0, detail=error.detail)
         except children.StartError as failure:
             fdpass.close_all(log)
             self._send("failed", id=number, stage=failure.stage, errno=failure.errno, detail=failure.detail)
@@ -611,7 +664,7 @@ class Keeper:
             ours, theirs = fdpass.channel()
         except OSError as error:
             return self._send("spawner-gone", id=number, pid=0, status=0, errno=error.errno)
-        pid = self._fork_spawner(number, order["context"], theirs)
+        pid = self._fork_spawner(number, order["context"], theirs, order.get("cgroup"))
         if pid is None:
             ours.close()
             theirs.close()
@@ -619,7 +672,7 @@ class Keeper:
         self.held[f"spawner:{number}"] = [ours.detach()]
         self._send("spawner", self.held[f"spawner:{number}"], id=number, pid=pid)
 
-    def _fork_spawner(self, number: int, wanted: Any, channel: socket.socket) -> int | None:
+    def _fork_spawner(self, number: int, wanted: Any, channel: socket.socket, group: str | None) -> int | None:
         try:
             pid = os.fork()
         except OSError as error:
@@ -627,8 +680,8 @@ class Keeper:
             return None
         if pid == 0:
             self._only(channel.fileno())
-            run_spawner(channel, messages.context_from_json(wanted), self.nofile)
-        self.spawners[pid] = _Spawner(number, wanted, channel, time.monotonic())
+            run_spawner(channel, messages.context_from_json(wanted), self.nofile, group)
+        self.spawners[pid] = _Spawner(number, wanted, channel, time.monotonic(), cgroup=group)
         return pid
 
     def _spawner_ended(self, ended: _Spawner, pid: int, status: int) -> None:
@@ -637,7 +690,7 @@ class Keeper:
         by_itself = os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, 1)
         quick_ends = ended.quick_ends + 1 if time.monotonic() - ended.born < _STABLE_S else 0
         if not by_itself and quick_ends <= _QUICK_ENDS and self.exit_status is None:
-            again = self._fork_spawner(ended.id, ended.context, ended.channel)
+            again = self._fork_spawner(ended.id, ended.context, ended.channel, ended.cgroup)
             if again is not None:
                 self.spawners[again].quick_ends = quick_ends
                 return self._send("spawner-replaced", id=ended.id, pid=again, was=pid)
@@ -769,19 +822,22 @@ def run_manager(channel: socket.socket, options: Options, nofile: tuple[int, int
         status = _import_manager()(channel, options, nofile)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # boundary: never return into the keeper's loop
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:  # boundary: never return into the keeper's loop
+        if (cause := process.refusal(error)) is None:
+            sys.excepthook(*sys.exc_info())
+        else:
+            complain(f"the manager cannot go on: {cause}", options.log or "text")
     finally:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(status)
 
 
-def run_spawner(channel: socket.socket, wanted: Any, nofile: tuple[int, int]) -> NoReturn:
+def run_spawner(channel: socket.socket, wanted: Any, nofile: tuple[int, int], group: str | None) -> NoReturn:
     try:
         from superd import spawner
 
-        spawner.main(channel, wanted, nofile)
+        spawner.main(channel, wanted, nofile, group)
     except BaseException:  # boundary: never return into the keeper's loop
         sys.excepthook(*sys.exc_info())
     finally:
@@ -806,9 +862,17 @@ def make_command(options: Options) -> init.Command:
 
 def run(options: Options) -> int:
     """Become the keeper; returns superd's exit status. Called once, first thing, by the command line."""
+    form = options.log or "text"
+    try:
+        return _run(options, form)
+    except OSError as error:  # what the kernel refuses while there is nothing to hold on to yet
+        complain(f"cannot go on: {process.refusal(error)}", form)
+        return 1
+
+
+def _run(options: Options, form: str) -> int:
     from superd.system import sockets
 
-    form = options.log or "text"
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if 0 <= limit < _FILE_SIZE_MIN:
         # It holds for memfds, so for messages between roles and for what a manager leaves to the next.

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,9 +30,11 @@ from superd.core import messages, plan
 from superd.core.messages import EXITED, FAILED, STAGES, STARTED, pack_record
 from superd.core.plan import Program
 from superd.core.spec import Context
-from superd.system import children, context, fdpass, process
+from superd.system import cgroup, children, context, fdpass, process
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Set
+
     from superd.handler import Handler
 
 _LINGER_MS = 2
@@ -60,25 +63,29 @@ class Spawner:
         user_environment: dict[str, str],
         limits: list[Limit],
         served: Handler | None = None,
+        kept: list[int] | None = None,
+        init: int = 0,
     ) -> None:
+        """kept: fds that the handler's children have as well. init: process 1 of its children's pid namespace."""
+        self.init = init
         self.channel = channel
         self.handler = served
-        # What the handler's module has opened is its own, and its children's.
-        self.kept = [] if served is None else sorted(_open_fds() - {channel.fileno()})
+        self.kept = kept or []
         self.user_environment = user_environment
         self.limits = limits
         self.programs: dict[int, tuple[Program, dict[str, str], children.Launcher | None]] = {}
         self.children: dict[int, _Child] = {}
         self.pids: dict[int, int] = {}  # connection -> pid
+        self.names: dict[str, Callable[[], None]] = {}  # of handlers' children: what gives them their service's
+        self.variables: Set[str] = frozenset()  # of the last connection that a handler was forked for
         self.null = children.Null()
         self.reports: list[bytes] = []
         self.waiting: dict[int, list[tuple[bytes, list[int]]]] = {}  # orders for programs not known yet
         self.urgent = False  # something that is not to wait for company
 
     def run(self) -> NoReturn:
-        # Caught, not ignored: exec resets what is caught and would pass on what is ignored (E5).
-        for signo in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(signo, lambda *_: None)
+        # Blocked, not ignored: exec would pass on what is ignored, and each child gets an empty mask (E5, E6).
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE, signal.SIGXFSZ])
         ended = children.watch_for_ends()
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
@@ -151,7 +158,7 @@ class Spawner:
             self._list()
         elif order["kind"] == "sync":
             self._report()
-            fdpass.send(self.channel, messages.pack("synced"))
+            fdpass.send_waiting(self.channel, messages.pack("synced"))
         elif order["kind"] == "quit" and not self.children:
             os._exit(0)
 
@@ -171,9 +178,9 @@ class Spawner:
                 for pid, child in part
             ]  # fmt: skip
             fds = [child.log for _, child in part if child.log is not None]
-            fdpass.send(self.channel, messages.pack("children", rows=listed), fds)
-        files = {"files": self.handler.files} if self.handler else {}
-        fdpass.send(self.channel, messages.pack("listed", programs=list(self.programs), **files))
+            fdpass.send_waiting(self.channel, messages.pack("children", rows=listed), fds)
+        facts = _facts(self.init, self.handler)
+        fdpass.send_waiting(self.channel, messages.pack("listed", programs=list(self.programs), **facts))
 
     def _go(self, data: bytes, fds: list[int]) -> None:
         """Start one connection's process. fds: the connection, then write and read end of its log pipe."""
@@ -215,33 +222,48 @@ class Spawner:
                 os.close(log_reader)
 
     def _fork_handler(self, program: Program, variables: dict[str, str], connection: int, log: int | None) -> int:
-        """The pid of a child that serves the connection and ends. Raises StartError when there can be none."""
+        """The pid of a child that serves the connection and ends. Raises StartError when there can be none.
+
+        What can be done before the fork is: each page that the child is the first to write to costs it a fault and a
+        copy, and they are most of what it costs (280 pages for a greeting; 430 when the child made its socket, its
+        environment and its name itself).
+        """
         assert self.handler is not None
+        set_name = self.names.get(program.service)
+        if set_name is None:
+            set_name = self.names[program.service] = process.name_setter(program.service)
+        for name in self.variables - variables.keys():
+            os.environ.pop(name, None)
+        os.environ.update(variables)
+        self.variables = variables.keys()
+        sock = None
         try:
+            sock = socket.socket(fileno=connection)
+            serve = self.handler.prepare(sock, variables, program.service)
             pid = os.fork()
         except OSError as error:
+            if sock is not None:
+                sock.detach()
             raise children.StartError("fork", error.errno or 0) from None
         if pid:
+            sock.detach()  # the fd is the caller's
             return pid
         status = 126
         try:
             os.setsid()
-            process.set_name(program.service)
+            set_name()
             children.place_connection(program, connection, log)
             first = 3
-            for fd in self.kept:
+            for fd in sorted([*self.kept, connection]):
                 os.closerange(first, fd)
                 first = fd + 1
             os.closerange(first, 1 << 20)
             for name, soft, hard in self.limits:
                 context.set_limit(name, soft, hard)
             # All else is as it was when the spawner began, or as the handler's module wants it.
-            for signo in (signal.SIGPIPE, signal.SIGXFSZ):
-                signal.signal(signo, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             gc.enable()
-            os.environ.update(variables)
-            self.handler.serve()
+            serve()
         except BaseException:  # boundary: the child reports and ends, always
             sys.excepthook(*sys.exc_info())
         finally:
@@ -321,8 +343,43 @@ def _unix_facts(sock: socket.socket, facts: dict[str, str]) -> dict[str, str]:
     return facts
 
 
-def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int]) -> NoReturn:
-    """Enter the context, say so, serve until told to go. The caller has forked and closed what is not ours."""
+def _facts(init: int, served: Handler | None) -> dict[str, Any]:
+    """What the manager has to know of the context besides."""
+    code = {"files": served.files, "began_ns": served.began_ns} if served else {}
+    return {"init": init, **code} if init else code
+
+
+@contextlib.contextmanager
+def _printed(found: list[int]) -> Iterator[None]:
+    """What is written to fds 1 and 2 inside goes to a memfd, which is then in `found` if there is anything in it: the
+    log is the manager's to write."""
+    memory = os.memfd_create("superd-printed", os.MFD_CLOEXEC)
+    were = [os.dup(1), os.dup(2)]
+    try:
+        os.dup2(memory, 1)
+        os.dup2(memory, 2)
+        yield
+    finally:
+        for number, fd in enumerate(were, 1):
+            os.dup2(fd, number)
+            os.close(fd)
+        if os.lseek(memory, 0, os.SEEK_CUR):
+            os.lseek(memory, 0, os.SEEK_SET)
+            found.append(memory)
+        else:
+            os.close(memory)
+
+
+def _refuse(channel: socket.socket, error: context.ContextError) -> NoReturn:
+    fdpass.send_waiting(channel, messages.pack("refused", stage=error.stage, errno=error.errno, text=str(error)))
+    os._exit(1)
+
+
+def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int], group: str | None = None) -> NoReturn:
+    """Enter the context, say so, serve until told to go. The caller has forked and closed what is not ours.
+
+    group: the cgroup that it serves in, or None.
+    """
     process.set_name("superd-spawner")
     process.reset_signals()
     os.setsid()
@@ -335,23 +392,42 @@ def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int]) -> No
 
         library = handler.Library()
     try:
+        if group is not None:
+            try:
+                cgroup.join(group)
+            except OSError as error:
+                raise context.ContextError("cgroup", error.errno, f"cannot join {group}") from None
+        context.raise_hard_limits(late)
+        nofile = nofile[0], resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         entered = context.enter(dataclasses.replace(wanted, rlimits=early), nofile=nofile)
     except context.ContextError as error:
-        fdpass.send(channel, messages.pack("refused", stage=error.stage, errno=error.errno, text=str(error)))
-        os._exit(1)
-    served = None
+        _refuse(channel, error)
+    init, life = (0, -1) if entered.init is None else (entered.init.pid, entered.init.life)
+    served, kept = None, []
+    printed: list[int] = []
     if library is not None and wanted.handler is not None:
         library.keep()
+        began_ns = time.time_ns()
         try:
-            served = handler.Handler(wanted.handler)
+            with _printed(printed):
+                served = handler.Handler(wanted.handler)
         except handler.HandlerError as error:
-            fdpass.send(channel, messages.pack("refused", stage="handler", errno=None, text=str(error)))
+            refusal = messages.pack("refused", stage="handler", errno=None, text=str(error), began_ns=began_ns)
+            fdpass.send_waiting(channel, refusal, printed)
             os._exit(1)
+        # What the handler's module has opened is its own, and its children's.
+        kept = sorted(_open_fds() - {channel.fileno(), life, *printed})
+        if entered.init is not None:
+            try:
+                entered.init.prepare()
+            except context.ContextError as error:
+                _refuse(channel, error)
     gc.freeze()
     gc.disable()  # nothing here makes cycles; a collection would copy pages shared with the keeper
     try:
-        files = {"files": served.files} if served else {}
-        fdpass.send(channel, messages.pack("entered", uid=entered.uid, gid=entered.gid, **files))
-        Spawner(channel, context.user_environment(entered), late, served).run()
+        ready = messages.pack("entered", uid=entered.uid, gid=entered.gid, **_facts(init, served))
+        fdpass.send_waiting(channel, ready, printed)
+        fdpass.close_all(printed)
+        Spawner(channel, context.user_environment(entered), late, served, kept, init).run()
     except ConnectionError:
         os._exit(0)  # keeper and manager are gone, or do not want us any more; the children go on by themselves
