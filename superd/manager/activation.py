@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import ENOENT
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ Start = tuple[Spawner | None, int, tuple[int, int] | None, bytes]  # spawner, co
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses, as shells have them
 _PAUSE_S, _PAUSE_MAX_S = 0.1, 1.0
+_SECOND_LOOK_S, _SECOND_LOOKS = 0.05, 64  # and how many clients of a service wait for one
 _TOLD_S = 2.0  # after a take-over spawners have told of their connections by then
 _REFUSED_DELAY_S, _REFUSED_DELAY_MAX_S = 0.1, 30.0
 
@@ -64,6 +66,11 @@ class Connection:
 class ConnectionService(Service):
     """run = "per-connection"."""
 
+    __slots__ = (
+        "_held_back", "_overlapped", "_refused_delay_s", "_refused_note", "_runtime", "_second_looks", "_spare",
+        "_unread", "admission", "connections", "gate", "pool", "program", "program_id", "refused",
+    )  # fmt: skip
+
     program: Program
     program_id: int
 
@@ -77,6 +84,7 @@ class ConnectionService(Service):
         self._spare: tuple[int, int] | None = None  # a log pipe that its connection did not need
         self._refused_delay_s = _REFUSED_DELAY_S
         self._held_back = False
+        self._second_looks = 0
         self._refused_note = ""
         self._unread: list[Connection] = []  # started in this turn
         self._runtime: Timer | None = None
@@ -123,6 +131,8 @@ class ConnectionService(Service):
                 self.gate.follow(gate)
         if spec.limits.max_runtime_s != was.limits.max_runtime_s:
             self._restart_runtime()
+        if spec.cgroup != was.cgroup:
+            self.change_limits()
         if self.pool is not None and spec.context != was.context:
             self.pool.leave(self)
             self.pool = None
@@ -225,6 +235,12 @@ class ConnectionService(Service):
         if self.state is State.STARTING:
             self.begin()
 
+    def imported(self, printed: int, pid: int) -> None:
+        """printed: a file with what the handler's module has written meanwhile, which is ours now."""
+        reader = OutputReader(printed, self.log, self.name, pid)
+        reader.drain()
+        reader.close()
+
     def ask_reload(self) -> bool:
         for row in self.connections.values():
             self._tell(row, self.spec.reload_signal, group=False)
@@ -274,12 +290,12 @@ class ConnectionService(Service):
         if self._must_wait(now):
             return
         if self.gate is not None:
-            return self.gate.accept(listener, now)
+            return self.gate.accept(listener)
         start = self._prepare_start(listener)
         if start is None:
             return
         try:
-            fd, raw = listener.socket._accept()  # type: ignore[attr-defined]  # without a socket object
+            fd, raw = listener.accept()
         except OSError as error:
             return self.not_accepted(listener, error)
         # From here to the hand-over a killed manager loses this connection: nothing that can wait.
@@ -287,10 +303,33 @@ class ConnectionService(Service):
         source = self.source_of(fd, host)
         verdict = admission.admit(source, now)
         if verdict is not Verdict.ADMITTED:
-            return self.refuse(fd, raw, verdict.value)
+            return self.look_again(verdict, fd, raw, lambda: self._admit_after_all(listener, fd, raw, host, source))
         self._hand_over(listener, start, fd, raw, host, source, now)
         if self.supervisor.once:
             self._hold_back()
+
+    def look_again(self, verdict: Verdict, fd: int, raw: Any, admit: Callable[[], bool]) -> None:
+        """Refuse a client, but not one whose source is full because the news of an end is still on its way: a client
+        sees the end of a connection as soon as the process has gone, and may be back before its spawner has reaped it.
+        """
+        if verdict is not Verdict.SOURCE_FULL or self._second_looks >= _SECOND_LOOKS:
+            return self.refuse(fd, raw, verdict.value)
+        self._second_looks += 1
+
+        def again() -> None:
+            self._second_looks -= 1
+            if self.state is not State.LISTENING or self._held_back or not admit():
+                self.refuse(fd, raw, verdict.value)
+
+        self.supervisor.timers.after(_SECOND_LOOK_S, again)
+
+    def _admit_after_all(self, listener: Listener, fd: int, raw: Any, host: str | int, source: str) -> bool:
+        now = time.monotonic()
+        start = None if self.admission.full else self._prepare_start(listener)
+        if start is None or self.admission.admit(source, now) is not Verdict.ADMITTED:
+            return False
+        self._hand_over(listener, start, fd, raw, host, source, now)
+        return True
 
     def start_held(self, held: Held) -> bool:
         """Start the process of a client that the gate has let through; False: there is no place for it yet.
@@ -330,8 +369,8 @@ class ConnectionService(Service):
             self.unwatch()  # clients wait in the kernel's queue for what it requires
             return None
         spawner = pool.pick()
-        if spawner is None:
-            self.unwatch()  # until spawner_available
+        if spawner is None or spawner.queue:
+            self.unwatch()  # until spawner_available; what has been accepted and waits here would die with us
             return None
         if self.program_id not in spawner.programs:
             pool.register(spawner, self)
@@ -352,25 +391,26 @@ class ConnectionService(Service):
         assert spawner is not None
         peer = "\0\0" if host == "" else f"{host}\0{raw[1]}\0"
         order = head + f"{peer}{admission.sources[source]}".encode() + listener.local
+        text = peer_text(fd, host, raw)
         try:
-            spawner.send(order, (fd,) if pipe is None else (fd, pipe[1], pipe[0]))
-        except OSError as error:  # no fds or no memory to queue it: this client is lost, the next ones wait
+            if pipe is None:
+                spawner.hand_over(order, (fd,), (fd,))
+            else:
+                spawner.hand_over(order, (fd, pipe[1], pipe[0]), (fd, pipe[1]))
+        except OSError as error:  # no memory: this client is lost, the next ones wait
             admission.release(source)
             os.close(fd)
             return self._out_of(listener, error)
-        # Handed over.
+        # Handed over, and closed here: the client sees EOF when the process closes its own (E3).
         spawner.pending += 1
         self.supervisor.spawners.connections[number] = (self, spawner)
         if spawner.idle is not None:
             spawner.idle.cancel()
             spawner.idle = None
-        text = peer_text(fd, host, raw)
         log_fd = None
         if pipe is not None:
             self._spare = None
-            os.close(pipe[1])
             log_fd = pipe[0]
-        os.close(fd)  # ours: the client sees EOF when the process closes its own (E3)
         self.connections[number] = Connection(
             number, messages.format_connection(number), text, source, spawner, now, log_fd
         )
@@ -409,7 +449,7 @@ class ConnectionService(Service):
 
     def refuse_one(self, listener: Listener, why: str) -> None:
         try:
-            fd, raw = listener.socket._accept()  # type: ignore[attr-defined]
+            fd, raw = listener.accept()
         except OSError as error:
             return self.not_accepted(listener, error)
         self.refuse(fd, raw, why)
@@ -589,7 +629,7 @@ class ConnectionService(Service):
         del self.connections[row.id]
         self.admission.release(row.source)
         if self.state is State.LISTENING:
-            if self.admission.taken == self.spec.limits.max_connections - 1:
+            if self.admission.taken + 1 == self.spec.limits.max_connections:
                 self._watch()
         if self.draining and self.gate is not None:
             self.gate.flush()

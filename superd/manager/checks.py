@@ -91,6 +91,7 @@ class Probe:
     def start(self, words: tuple[str, ...]) -> None:
         """Raises OSError or ValueError if that cannot be asked for; then it has ended."""
         service, supervisor = self.service, self.service.supervisor
+        limited = bool(service.spec.cgroup.controllers())
         self._program = words[0]
         pipe: tuple[int, ...] = ()
         try:
@@ -101,6 +102,7 @@ class Probe:
                 "start", [*reversed(pipe)], id=self.number, program=program.to_json(), log=True,
                 context=environment.context_json(service.spec),
                 tag={"service": service.name, "id": self.number, "check": True},
+                cgroup=supervisor.processes.group(service) if limited else None, limited=limited,
             )  # fmt: skip
         except (OSError, ValueError):
             self.ended.set()

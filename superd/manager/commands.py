@@ -85,7 +85,7 @@ class Commands:
             supervisor.keeper.send(
                 "start", [*reversed(log_fds)], id=number, program=program.to_json(), log=bool(log_fds),
                 context=environment.context_json(service.spec), tag=tag,
-                cgroup=supervisor.processes.group(service) if service.spec.kill_mode == "tree" else None,
+                cgroup=supervisor.processes.group(service), limited=bool(service.spec.cgroup.controllers()),
             )  # fmt: skip
         except (OSError, ValueError) as error:
             for fd in log_fds:

@@ -32,6 +32,7 @@ from superd.core.messages import format_connection
 from superd.core.metrics import SLOT_S, SLOTS
 from superd.core.records import Record, format_utc
 from superd.core.spec import Address, SocketSpec
+from superd.core.values import format_cpu_time, format_size
 from superd.core.varlink import Call, VarlinkError
 from superd.manager import access, environment, metrics, upgrade
 from superd.manager.activation import ConnectionService
@@ -48,7 +49,7 @@ REQUEST_S = 10.0  # to send a whole call
 REPLY_S = 30.0  # to take a reply
 _RETRY_FIRST_S, _RETRY_MAX_S = 1.0, 30.0
 _CHECK_PATH_S = 10.0
-_BACKLOG = 128
+_BACKLOG = 1024
 _FEED_RECORDS, _FEED_BYTES = 1000, 1 << 20  # that wait for a client that reads slowly
 _REPLY_BYTES = 1 << 17  # of records in one reply
 _LAST_LINES = 10
@@ -81,12 +82,12 @@ type Record (
 
 # ready: what tells that it is; took: seconds from its start until it was; health: what is checked, "" for nothing
 # said: STATUS= of the service itself, and errors as in sd_notify(3); stored: fds; ignored: messages that did not count;
-# endings: how the last processes ended
+# endings: how the last processes ended; limits: of its control group, and what it has of them
 type Details (
   service: Service, description: string, file: string, run: string, pass: string, command: []string, ready: string,
   took: ?float, health: string, restart: string, requires: []string, wants: []string, required_by: []string,
-  said: string, errors: []string, stored: int, ignored: int, refused: int, sockets: []Socket, processes: []Process,
-  endings: []string, records: []Record
+  said: string, errors: []string, stored: int, ignored: int, refused: int, limits: []string, sockets: []Socket,
+  processes: []Process, endings: []string, records: []Record
 )
 
 # took: seconds; records: what the service wrote meanwhile, if it did not work
@@ -648,6 +649,20 @@ def _sockets(service: Service) -> list[dict[str, Any]]:
     return found
 
 
+def _limits(service: Service) -> list[str]:
+    limits = service.spec.cgroup
+    used = service.supervisor.processes.usage(service) if limits.controllers() else {}
+    found = []
+    if limits.memory_max is not None:
+        now = f"{used['memory'] / (1 << 20):.1f} MiB of " if "memory" in used else ""
+        found.append(f"memory {now}{format_size(limits.memory_max)}")
+    if limits.pids_max is not None:
+        found.append(f"pids {used['pids']} of {limits.pids_max}" if "pids" in used else f"pids {limits.pids_max}")
+    if limits.cpu_max is not None:
+        found.append(f"cpu {format_cpu_time(limits.cpu_max)}")
+    return found
+
+
 def _processes(service: Service) -> list[dict[str, Any]]:
     if isinstance(service, ConnectionService):
         return [
@@ -695,8 +710,8 @@ def _details(server: ControlServer, row: dict[str, Any]) -> dict[str, Any]:
         return {
             "service": row, "description": "", "file": "", "run": "", "pass": "", "command": [], "ready": "",
             "took": None, "health": "", "restart": "", "requires": [], "wants": [], "required_by": [], "said": "",
-            "errors": [], "stored": 0, "ignored": 0, "refused": 0, "sockets": [], "processes": [], "endings": [],
-            "records": records,
+            "errors": [], "stored": 0, "ignored": 0, "refused": 0, "limits": [], "sockets": [], "processes": [],
+            "endings": [], "records": records,
         }  # fmt: skip
     spec = service.spec
     told = service.notifications if isinstance(service, ProcessService) else None
@@ -712,7 +727,8 @@ def _details(server: ControlServer, row: dict[str, Any]) -> dict[str, Any]:
         "errors": [f"{name}={text}" for name, text in told.problems.items()] if told else [],
         "stored": len(told.store) if told else 0, "ignored": told.ignored if told else 0,
         "refused": service.refused if isinstance(service, ConnectionService | ProcessService) else 0,
-        "sockets": _sockets(service), "processes": _processes(service), "endings": list(service.endings),
+        "limits": _limits(service), "sockets": _sockets(service), "processes": _processes(service),
+        "endings": list(service.endings),
         "records": records,
     }  # fmt: skip
 
@@ -951,7 +967,14 @@ async def _carry_out(
             while (so := is_so(service)) is None or (so and is_so is _is_up and _may_yet_fail(service)):
                 with trio.move_on_after(math.inf if so is None else _SETTLE_S):
                     await service.changed.wait()
+                if order is None:  # who only waits, waits for the name: its file may make another service of it
+                    service = supervisor.services.get(name, service)
+                    if name not in supervisor.services and service not in supervisor.leaving:
+                        so = bool(is_so(service))  # its file has gone, and it has ended
+                        break
             results[name] = _result(server, name, began, ok=so, changed=order is not None, mark=None if so else mark)
+            if name not in supervisor.services:
+                results[name] |= {"state": service.state.value, "note": "its file has gone"}
     return {"results": list(results.values())}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -50,14 +51,14 @@ class Gate:
     def has_room(self) -> bool:
         return len(self.clients) < _CLIENTS
 
-    def accept(self, listener: Listener, now: float) -> None:
+    def accept(self, listener: Listener) -> None:
         from superd.manager.activation import host_of  # it imports this module
 
         service = self.service
         if not self.has_room():
             return service.unwatch()
         try:
-            fd, raw = listener.socket._accept()  # type: ignore[attr-defined]  # without a socket object
+            fd, raw = listener.accept()
         except OSError as error:
             return service.not_accepted(listener, error)
         host = host_of(raw)
@@ -65,12 +66,23 @@ class Gate:
         decision = None if self.door is None else self.door.judge(self.door.client_of(fd, host))
         if decision is not None and not decision.allowed and not decision.needs_names:
             return service.refuse(fd, raw, f"access: {decision.reason}")
-        verdict = service.admission.admit_source(source, now)
-        if verdict is not Verdict.ADMITTED:
-            return service.refuse(fd, raw, verdict.value)
         held = Held(listener, fd, raw, host, source)
+        needs_names = decision is not None and decision.needs_names
+
+        def admit() -> Verdict:
+            verdict = service.admission.admit_source(source, time.monotonic())
+            if verdict is Verdict.ADMITTED:
+                self._hold(held, needs_names=needs_names)
+            return verdict
+
+        verdict = admit()
+        if verdict is not Verdict.ADMITTED:
+            service.look_again(verdict, fd, raw, lambda: service.gate is self and admit() is Verdict.ADMITTED)
+
+    def _hold(self, held: Held, *, needs_names: bool) -> None:
+        service = self.service
         self.clients.add(held)
-        if decision is not None and decision.needs_names:
+        if needs_names:
             service.supervisor.start_task(functools.partial(self._ask_for_names, held))
         else:
             self._wait_for_first_byte(held)

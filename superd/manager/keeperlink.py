@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -83,6 +84,8 @@ class KeeperLink:
         if not self._queue:
             try:
                 return fdpass.send(self.channel, data, fds)
+            except fdpass.CrowdedError:
+                self.try_later(self._flush)
             except BlockingIOError:
                 self._wants_write(True)
             except ConnectionError:
@@ -134,18 +137,22 @@ class KeeperLink:
             data, fds = self._queue[0]
             try:
                 fdpass.send(self.channel, data, fds)
-            except BlockingIOError:
-                return
             except ConnectionError:
                 return self.gone()
-            except OSError:
-                return self.try_later(self._flush)
+            except OSError as error:
+                waits_for_room = isinstance(error, BlockingIOError) and not isinstance(error, fdpass.CrowdedError)
+                self._wants_write(waits_for_room)
+                return None if waits_for_room else self.try_later(self._flush)
             self._queue.popleft()
             fdpass.close_all(fds)
         self._wants_write(False)
 
     def finish(self, order: str, **fields: Any) -> None:
         """The last order. Waits until everything before it is taken."""
+        self._wants_write = lambda _: None  # nobody polls any more
         self.channel.setblocking(True)
         self._flush()
+        while self._queue:
+            time.sleep(fdpass.CROWDED_S)
+            self._flush()
         self.send(order, **fields)

@@ -7,13 +7,14 @@ An address that is busy or not there yet is tried again for ever, 1 s doubling t
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import socket
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 from superd.core.spec import Address, SocketSpec
 from superd.manager.keeperlink import Inheritance, KeeperLink
@@ -22,7 +23,6 @@ from superd.manager.watch import Timer, Timers, Watch
 from superd.system import holders, sockets
 
 _RETRY_FIRST_S, _RETRY_MAX_S = 1.0, 30.0
-_CHECK_PATHS_S = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +47,13 @@ class Listener:
     @property
     def fd(self) -> int:
         return self.socket.fileno()
+
+    def accept(self) -> tuple[int, Any]:
+        """fd and peer, without a socket object; OSError as accept(2)."""
+        fd, peer = self.socket._accept()  # type: ignore[attr-defined]
+        if self.spec.priority is not None:
+            sockets.set_priority(fd, self.spec.priority)
+        return fd, peer
 
 
 class Listeners:
@@ -74,7 +81,6 @@ class Listeners:
         self._delays: dict[int, float] = {}
         self._retries: dict[int, Timer] = {}
         self._inherited: dict[str, list[int]] = {}
-        self._check: Timer | None = None
 
     @property
     def complete(self) -> bool:
@@ -86,11 +92,6 @@ class Listeners:
         for index, spec in enumerate(self.specs):
             if not self._adopt(spec, inheritance):
                 self._try(index)
-        self.start_checking()
-
-    def start_checking(self) -> None:
-        if self._check is None and any(listener.identity for listener in self.open):
-            self._check = self.timers.after(_CHECK_PATHS_S, self._check_paths)
 
     # -- a reload
 
@@ -132,7 +133,6 @@ class Listeners:
         for index in range(len(specs)):
             if index not in found:
                 self._try(index)
-        self.start_checking()
 
     def _apply(self, listener: Listener, was: SocketSpec) -> None:
         """Set the options of an open socket as its file has them now."""
@@ -167,7 +167,12 @@ class Listeners:
             (fd,) = inheritance.held.pop(name)
             address = _with_text(spec.address, name.removeprefix(prefix))
             identity = _identity(address) if address.path and not address.is_abstract else None
-            self._add(spec, sockets.Bound(fd, address, identity), name)
+            try:
+                self._add(spec, sockets.Bound(fd, address, identity), name)
+            except OSError:  # bound anew, for which the address has to be free
+                self.keeper.send("drop", name=name)
+                os.close(fd)
+                return False
         return bool(found)
 
     def _try(self, index: int, instead: SocketSpec | None = None) -> None:
@@ -179,16 +184,27 @@ class Listeners:
                 inherited=self._inherited,
                 trusted_uid=self.trusted_uid,
                 find_holder=None if index in self.waiting else holders.find_holder,  # it reads all of /proc
+                connections=self.exclusive,
             )
         except sockets.BindError as error:
             self._failed(index, error)
             return
+        added = []
+        try:
+            for one in bound:
+                key = self._key(spec, str(one.address))
+                self.keeper.send("store", [one.fd], name=key)
+                added.append(self._add(spec, one, key))
+        except OSError as error:  # nobody can hold on to it: no memory for a message, or for asking what it is
+            for listener in added:
+                self._close(listener, remove_path=True)
+            for one in bound[len(added) :]:
+                os.close(one.fd)
+            self._failed(index, sockets.BindError(error.errno or 0, "bind", spec.address))
+            return
         self.waiting.pop(index, None)
         self._delays.pop(index, None)
-        for one in bound:
-            key = self._key(spec, str(one.address))
-            self.keeper.send("store", [one.fd], name=key)
-            listener = self._add(spec, one, key)
+        for listener in added:
             self.log.record("listening", service=self.service, address=str(listener.address), socket=spec.name)
 
     def _failed(self, index: int, error: sockets.BindError) -> None:
@@ -199,8 +215,9 @@ class Listeners:
         known = self.waiting.get(index, "")
         reason = known if known.startswith(str(error)) else str(error)
         if known != reason:
+            until = " until it is free" if error.errno == errno.EADDRINUSE else ""
             self.log.message(
-                f"cannot bind {address}: {reason}; trying again until it is free",
+                f"cannot bind {address}: {reason}; trying again{until}",
                 level="err",
                 service=self.service,
             )
@@ -245,9 +262,8 @@ class Listeners:
         self._try(index, replace(listener.spec, address=listener.address))  # port 0: the same port again
         self.changed()
 
-    def _check_paths(self) -> None:
+    def check_paths(self) -> None:
         """A UNIX path that something removed or replaced: nobody can reach the listener (D13)."""
-        self._check = self.timers.after(_CHECK_PATHS_S, self._check_paths)
         for listener in list(self.open):
             if listener.identity and not sockets.path_is_ours(listener.address.path or "", listener.identity):
                 self.rebind(listener, "its path has gone")
@@ -266,9 +282,6 @@ class Listeners:
 
     def close(self, *, remove_paths: bool = True) -> None:
         self._forget_waiting()
-        if self._check is not None:
-            self._check.cancel()
-            self._check = None
         for listener in list(self.open):
             self._close(listener, remove_path=remove_paths)
 

@@ -56,10 +56,10 @@ class Sink:
     is sent to with MSG_DONTWAIT, and where opening is not permitted poll(2) is asked first. Regular files have no
     non-blocking mode; they are written as they are.
 
-    At most `limit_bytes` wait; beyond that the oldest whole lines are dropped and counted, and when the rest is out
-    one line, made by `describe_loss(count, reason)`, says so, once a minute at most. An error that may pass (disk full)
-    drops what waits, and after a second writing is tried again. When the reader is gone for good everything is dropped
-    without a word.
+    At most `limit_bytes` wait; beyond that the oldest whole lines are dropped and counted, those that may go before all
+    others: a service that writes a lot does not hide that another has ended. When the rest is out one line, made by
+    `describe_loss(count, reason)`, says so, once a minute at most. An error that may pass (disk full) drops what waits,
+    and after a second writing is tried again. When the reader is gone for good everything is dropped without a word.
 
     clock  of `retry_at`; must be the one that the caller sleeps by
     """
@@ -71,7 +71,9 @@ class Sink:
         self.describe_loss: Callable[[int, str], str] = lambda count, reason: f"dropped {count} records: {reason}"
         self._clock = clock
         self._limit = limit_bytes
-        self._queue: deque[bytes] = deque()
+        self._number = 0  # of the next line
+        self._kept: deque[tuple[int, bytes]] = deque()
+        self._may_go: deque[tuple[int, bytes]] = deque()
         self._queued_bytes = 0
         self._rest = b""  # taken from the queue, not yet taken by the kernel
         self._mid_line = False  # the last byte written was not a newline
@@ -105,15 +107,16 @@ class Sink:
             else:
                 self._fd = self._own_fd
 
-    def write(self, line: str) -> None:
-        """Queue a line (without newline). Never fails; `flush()` writes."""
+    def write(self, line: str, *, may_go: bool = False) -> None:
+        """Queue a line (without newline). Never fails; `flush()` writes. may_go: dropped before lines that may not."""
         if self._fd is None:
             return
         data = (line + "\n").encode("utf-8", "backslashreplace")
-        self._queue.append(data)
+        (self._may_go if may_go else self._kept).append((self._number, data))
+        self._number += 1
         self._queued_bytes += len(data)
         while self._queued_bytes > self._limit:
-            self._queued_bytes -= len(self._queue.popleft())
+            self._queued_bytes -= len((self._may_go or self._kept).popleft()[1])
             self._lose(1, "the log is not read fast enough")
 
     def flush(self) -> None:
@@ -182,8 +185,13 @@ class Sink:
         """Move the next whole lines, if there are any, to `_rest`."""
         parts = [b"\n"] if self._mid_line else []  # after a line that an error cut short
         size = 0
-        while self._queue and (not size or size + len(self._queue[0]) <= self._write_bytes):
-            part = self._queue.popleft()
+        kept, may_go = self._kept, self._may_go
+        while kept or may_go:
+            first = kept if not may_go or (kept and kept[0][0] < may_go[0][0]) else may_go
+            part = first[0][1]
+            if size and size + len(part) > self._write_bytes:
+                break
+            first.popleft()
             size += len(part)
             parts.append(part)
         self._queued_bytes -= size
@@ -208,15 +216,18 @@ class Sink:
 
     def _drop_all(self, reason: str) -> None:
         self._drop_rest(reason)
-        self._lose(len(self._queue), reason)
-        self._queue.clear()
-        self._queued_bytes = 0
+        self._lose(len(self._kept) + len(self._may_go), reason)
+        self._forget()
         self._retry_at = self._clock() + RETRY_S
 
-    def _give_up(self) -> None:
-        self._queue.clear()
-        self._rest = b""
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._may_go.clear()
         self._queued_bytes = 0
+
+    def _give_up(self) -> None:
+        self._forget()
+        self._rest = b""
         self._blocked = False
         self._retry_at = self._fd = None
         if self._own_fd is not None:
@@ -319,7 +330,8 @@ class Log:
         for callback in self._subscribers:
             callback(record)
         if LEVELS[level] <= self._threshold:
-            self.sink.write(self._format(now, level, service, event, connection, pid, peer, message, fields))
+            line = self._format(now, level, service, event, connection, pid, peer, message, fields)
+            self.sink.write(line, may_go=event == "output")
 
     def message(self, text: str, *, level: str = "info", service: str | None = None) -> None:
         """superd's own words, about a service or about itself."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ _LAST_RECORDS_S = 1.0
 
 def main(channel: socket.socket, options: Options, nofile: tuple[int, int]) -> int:
     """In the child that the keeper forked. The keeper exits when it is told to; this status is for its eyes."""
+    gc.disable()  # until there is a loop: thousands of services would be looked through again and again (Reloader.run)
     process.set_name("superd-manager")
     process.give_memory_back()
     with contextlib.suppress(OSError):

@@ -282,6 +282,9 @@ class Notifications:
             return
         if "MAINPID" in fields:
             said, pid = fields["MAINPID"], notify.number(fields["MAINPID"])
+            if service.spec.context.private_pids:
+                rows = service.supervisor.processes.look_again(service)
+                pid = next((row.pid for row in rows if tree.inner_pid(row.pid) == pid), None)
         else:
             said, pid = "of a pidfd", notify.pid_of(message.fds[0]) if len(message.fds) == 1 else None
         if pid == service.instance.pid:

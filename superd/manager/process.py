@@ -160,6 +160,8 @@ class ProcessService(Service):
         if (spec.idle_timeout_s, spec.sockets) != (was.idle_timeout_s, was.sockets):
             self.idleness.end()
             self.idleness.follow()
+        if spec.cgroup != was.cgroup:
+            self.change_limits()
         if self.state is State.LISTENING:
             self.unwatch()
             self._watch()
@@ -429,7 +431,8 @@ class ProcessService(Service):
 
     def _facts(self) -> dict[str, str]:
         """What the commands around the main process are told."""
-        pid = {"MAINPID": str(self.main_pid)} if self.main_pid else {}
+        # In another pid namespace the number would be somebody else's, or nobody's.
+        pid = {"MAINPID": str(self.main_pid)} if self.main_pid and not self.spec.context.private_pids else {}
         return {"INVOCATION_ID": self.invocation, **pid}
 
     def _spawn_main(self) -> None:
@@ -471,7 +474,7 @@ class ProcessService(Service):
                 "start", [*fds, *ready_fds, *reversed(log_fds)], id=number, program=program.to_json(),
                 log=bool(log_fds), context=environment.context_json(self.spec),
                 tag={"service": self.name, "id": number, "role": "main", "facts": extra, "beside": beside},
-                cgroup=supervisor.processes.group(self) if self.spec.kill_mode == "tree" else None,
+                cgroup=supervisor.processes.group(self), limited=bool(self.spec.cgroup.controllers()),
                 stored=self.notifications.store.held,
             )  # fmt: skip
         except (OSError, ValueError):

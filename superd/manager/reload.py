@@ -127,6 +127,7 @@ class Reloader:
 
     async def run(self) -> None:
         gc.freeze()  # thousands of services are not looked through at each collection; a reload makes some of those
+        gc.enable()
         async with trio.open_nursery() as self._nursery:
             for template, instances in self.configuration.extra.items():
                 for instance in instances:
@@ -385,6 +386,7 @@ class Reloader:
         del supervisor.services[service.name]
         supervisor.leaving.append(service)
         service.leave()
+        service.nudge()  # who waits for the name has another service to wait for
         if isinstance(service, ProcessService):
             service.ask_stop()
         if self._has_ended(service) or self._nursery is None:

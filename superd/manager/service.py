@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import EAGAIN
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -21,7 +22,7 @@ from superd.core.lifecycle import Ending, State
 from superd.core.metrics import Counts
 from superd.core.plan import Program
 from superd.core.spec import Address, ServiceSpec
-from superd.core.values import expand_runtime, format_rate
+from superd.core.values import expand_runtime, format_rate, format_size
 from superd.manager import environment
 from superd.manager.keeperlink import Inheritance
 from superd.manager.listeners import Listeners
@@ -54,6 +55,12 @@ class Statistics:
 class Service(ABC):
     """What every service has: a spec, a wish, a state, listeners, counters, and its last endings."""
 
+    # A dict for thirty attributes takes 1.6 kB, and there may be thousands of services.
+    __slots__ = (
+        "_changed", "_killed", "counts", "draining", "endings", "leaving", "listeners", "log", "name", "note",
+        "restarts", "since", "spec", "state", "supervisor", "total", "wish_up",
+    )  # fmt: skip
+
     def __init__(self, supervisor: Supervisor, spec: ServiceSpec) -> None:
         self.supervisor, self.spec, self.name = supervisor, spec, spec.name
         self.log = supervisor.log
@@ -64,7 +71,8 @@ class Service(ABC):
         self.total = self.restarts = 0
         self.counts = Counts()
         self.endings: list[str] = []
-        self.changed = trio.Event()  # set and replaced at each change of state
+        self._changed: trio.Event | None = None  # while somebody waits for a change
+        self._killed = 0  # processes, by the kernel, for memory_max
         self.draining = False  # being stopped, and what runs has all the time that it needs
         self.leaving = False  # its file has gone, or makes another service of it: it ends with what it still has
         self.listeners = Listeners(
@@ -88,10 +96,18 @@ class Service(ABC):
         self.wake()
         self.supervisor.snapshot_wanted = True
 
+    @property
+    def changed(self) -> trio.Event:
+        """Set at the next change of state."""
+        if self._changed is None:
+            self._changed = trio.Event()
+        return self._changed
+
     def nudge(self) -> None:
         """Wake who waits for a change of this service, because another has changed that it depends on."""
-        self.changed.set()
-        self.changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def wake(self) -> None:
         """Wake who waits for a change."""
@@ -114,6 +130,8 @@ class Service(ABC):
     def record_exit(self, pid: int, status: int, lived_s: float, **fields: Any) -> Ending:
         """Log how a process ended (`status` as from waitpid(2)) and say it as an Ending."""
         ending = make_ending(status, lived_s)
+        if status and self.spec.cgroup.memory_max is not None:
+            self._tell_memory(self.spec.cgroup.memory_max)
         self.log.record(
             "exit", "status unknown" if status == messages.UNKNOWN_STATUS else "", service=self.name, pid=pid,
             status=ending.status, signal=ending.signal, duration=round(lived_s, 4), **fields,
@@ -121,6 +139,8 @@ class Service(ABC):
         return ending
 
     def bind(self, inheritance: Inheritance, inherited: dict[str, list[int]]) -> None:
+        if self.spec.cgroup.memory_max is not None:
+            self._killed = self.supervisor.processes.killed_for_memory(self)  # before an earlier manager ended
         if self.state is not State.DISABLED:
             self.listeners.bind(inheritance, inherited)
 
@@ -133,6 +153,21 @@ class Service(ABC):
     def apply(self, spec: ServiceSpec) -> None:
         """Its file says something else now. The listeners are right already; what runs is not touched."""
         self.spec = spec
+
+    def change_limits(self) -> None:
+        """Its [cgroup] says something else now: so it is for what runs."""
+        try:
+            self.supervisor.processes.change_limits(self)
+        except OSError as error:
+            self.error(f"cannot limit what runs: cgroup: {error}")
+
+    def _tell_memory(self, limit: int) -> None:
+        """Whether the kernel has killed a process for memory_max since it was asked last (N5)."""
+        killed = self.supervisor.processes.killed_for_memory(self)
+        if killed > self._killed:
+            what = "a process" if killed == self._killed + 1 else f"{killed - self._killed} processes"
+            self.error(f"the kernel has killed {what} of it: memory_max = {format_size(limit)} is used up")
+        self._killed = killed
 
     def has_history(self) -> bool:
         """Whether a next manager could not tell from the configuration how it is."""
@@ -364,9 +399,13 @@ def signal_name(number: int) -> str:
 
 def explain_start(spec: ServiceSpec, stage: str, errno: int, detail: str = "", *, program: str = "") -> str:
     """Why a process could not be started, with what and where (E12)."""
+    if stage == "output" and not detail:
+        detail = next((one.path for one in (spec.stderr, spec.stdout) if one.path), "")
     reason = os.strerror(errno).lower() if errno else detail or "unknown reason"
     if detail and errno and detail != reason:
         reason = detail if reason in detail else f"{detail}: {reason}"
     if stage == "exec" and errno == 8:
         reason += " (no interpreter line `#!…`, or a program for another machine)"
+    if stage == "fork" and errno == EAGAIN and spec.cgroup.pids_max is not None:
+        reason += f" (pids_max = {spec.cgroup.pids_max})"
     return f"cannot start {program or spec.context.handler or spec.command[0]}: {stage}: {reason}"

@@ -8,10 +8,12 @@ file limit: it holds one log pipe per live child. A member without children goes
 from __future__ import annotations
 
 import os
+import resource
 import select
 import socket
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,13 +22,16 @@ from superd.core.plan import Program
 from superd.core.spec import Context
 from superd.manager.keeperlink import KeeperLink
 from superd.manager.watch import Timer, Timers, Watch
-from superd.system import fdpass
+from superd.system import cgroup, fdpass
 
 IDLE_S = 60.0
 _HEADROOM_FDS = 32
 _NO_ROOM_S = 0.5
+_CROWDED_MAX_S = 1.0
+_CROWDED_TOLD_S = 0.1  # what is over sooner is nobody's business
 _BUSY = 2
 _LOOK_S = 1.0
+_CLOCK_NS = 20_000_000  # how far a file's time may be behind the clock: file systems take it from the last tick
 
 
 class Owner(Protocol):
@@ -41,6 +46,7 @@ class Owner(Protocol):
     def spawner_available(self) -> None: ...
     def context_refused(self, reason: str) -> None: ...
     def renewed(self, failure: str) -> None: ...
+    def imported(self, printed: int, pid: int) -> None: ...
     def orphaned(self, connection: int) -> None: ...
     def unanswered(self, connection: int) -> None: ...
     def adopt(self, spawner: Spawner, row: list[Any], log: int | None) -> None: ...
@@ -55,12 +61,14 @@ class Spawner:
     channel: socket.socket
     pool: Pool
     entered: bool = False
+    init: int = 0  # pid of process 1 of its children's pid namespace
     pending: int = 0
     live: set[int] = field(default_factory=set)
     programs: set[int] = field(default_factory=set)
-    queue: deque[tuple[bytes, list[int]]] = field(default_factory=deque)
+    queue: deque[tuple[bytes, Sequence[int], list[int]]] = field(default_factory=deque)  # to send, and then to close
     unsure: set[int] = field(default_factory=set)  # sent to a predecessor that was killed
     idle: Timer | None = None
+    crowded_s: float = 0.0  # how long until the queue is tried again; 0: the channel tells when there is room
     leaving: bool = False  # its end is expected: it was told to go, or has said why it cannot stay
     lost: bool = False
 
@@ -69,13 +77,8 @@ class Spawner:
 
         Raises OSError when there are no fds or no memory for that; nothing has been sent then.
         """
-        if not self.queue:
-            try:
-                return fdpass.send(self.channel, data, fds, fdpass.DONTWAIT)
-            except BlockingIOError:
-                self.pool.spawners.watch.change(self.channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
-            except ConnectionError:
-                return  # it has gone; the keeper tells, and the pool closes what it had
+        if self._sent(data, fds):
+            return
         copies: list[int] = []
         try:
             for fd in fds:
@@ -83,20 +86,63 @@ class Spawner:
         except OSError:
             fdpass.close_all(copies)
             raise
-        self.queue.append((data, copies))
+        self.queue.append((data, copies, copies))
+
+    def hand_over(self, data: bytes, fds: Sequence[int], given: Sequence[int]) -> None:
+        """send() that does not fail for want of an fd: those that are `given` are closed when it has been sent, and the
+        others stay open until then."""
+        if self._sent(data, fds):
+            for fd in given:
+                os.close(fd)
+        else:
+            self.queue.append((data, fds, list(given)))
+
+    def _sent(self, data: bytes, fds: Sequence[int]) -> bool:
+        """False: it has to be queued, and is tried again."""
+        if self.queue:
+            return False
+        try:
+            fdpass.send(self.channel, data, fds, fdpass.DONTWAIT)
+        except fdpass.CrowdedError:
+            self._try_later()
+            return False
+        except BlockingIOError:
+            self.pool.spawners.watch.change(self.channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            return False
+        except ConnectionError:
+            pass  # it has gone; the keeper tells, and the pool closes what it had
+        return True
 
     def flush(self) -> None:
+        change, fd = self.pool.spawners.watch.change, self.channel.fileno()
         while self.queue:
-            data, fds = self.queue[0]
+            data, fds, done = self.queue[0]
             try:
                 fdpass.send(self.channel, data, fds, fdpass.DONTWAIT)
+            except fdpass.CrowdedError:
+                change(fd, select.EPOLLIN)
+                return self._try_later()
             except BlockingIOError:
-                return
+                self.crowded_s = 0.0
+                return change(fd, select.EPOLLIN | select.EPOLLOUT)
             except OSError:
                 pass
             self.queue.popleft()
-            fdpass.close_all(fds)
-        self.pool.spawners.watch.change(self.channel.fileno(), select.EPOLLIN)
+            fdpass.close_all(done)
+        self.crowded_s = 0.0
+        change(fd, select.EPOLLIN)
+        for owner in list(self.pool.owners.values()):
+            owner.spawner_available()
+
+    def _try_later(self) -> None:
+        spawners = self.pool.spawners
+        self.crowded_s = min(self.crowded_s * 2, _CROWDED_MAX_S) or fdpass.CROWDED_S
+        if self.crowded_s / 2 < _CROWDED_TOLD_S <= self.crowded_s:
+            spawners.complain(
+                "cannot hand connections to a spawner: this user has more descriptors on their way to other processes"
+                f" than RLIMIT_NOFILE = {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}; clients wait, trying again"
+            )
+        spawners.timers.after(self.crowded_s, lambda: None if self.lost else self.flush())
 
 
 @dataclass(slots=True, eq=False)
@@ -191,6 +237,7 @@ class Spawners:
         self.pools: dict[Context, Pool] = {}
         self.by_id: dict[int, Spawner] = {}
         self.connections: dict[int, tuple[Owner, Spawner]] = {}
+        self.group_of: Callable[[str], str | None] = lambda _: None  # the cgroup of a service that has limits
         self.stranger: Callable[[str], Owner | None] = lambda _: None  # whose connections of an unknown service are
         self._next_id = 0
         self._next_program = first_program
@@ -217,8 +264,21 @@ class Spawners:
 
     def ask(self, pool: Pool) -> None:
         self._next_id += 1
-        self._asked[self._next_id] = pool
-        self.keeper.send("spawner", id=self._next_id, context=messages.context_to_json(pool.context))
+        number, context = self._next_id, pool.context
+        self._asked[number] = pool
+        try:
+            group = self.group_of(context.owner) if context.grouped and context.owner is not None else None
+        except cgroup.GroupError as error:
+            reason = f"cgroup: {error}"
+            self.timers.after(0.0, lambda: self._not_asked(number, reason))
+            return
+        self.keeper.send("spawner", id=number, context=messages.context_to_json(context), cgroup=group)
+
+    def _not_asked(self, number: int, reason: str) -> None:
+        pool = self._asked.pop(number)
+        pool.asked = 0
+        for owner in list(pool.owners.values()):
+            owner.context_refused(reason)
 
     def _arrived(self, message: dict[str, Any], fds: list[int]) -> None:
         pool = self._asked.pop(message["id"], None)
@@ -310,11 +370,16 @@ class Spawners:
 
     def _text(self, member: Spawner, message: dict[str, Any], fds: list[int]) -> None:
         pool = member.pool
+        if message["kind"] in ("entered", "refused") and fds:
+            for owner in list(pool.owners.values())[:1]:  # the module is imported once, whoever shares it
+                owner.imported(fds.pop(), member.pid)
+            fdpass.close_all(fds)
         if message["kind"] == "entered":
-            self._entered(member, message.get("files", []))
+            self._entered(member, message)
         elif message["kind"] == "refused":
             pool.asked, member.leaving = 0, True
-            pool.files = {path: _signature(path) for path in pool.files}  # not again until something changes
+            # Not again until something changes.
+            pool.files = _signatures(list(pool.files), message.get("began_ns"))
             for owner in list(pool.owners.values()):
                 if pool.renewing and any(other.entered for other in pool.members):
                     owner.renewed(message["text"])
@@ -326,7 +391,7 @@ class Spawners:
         elif message["kind"] == "synced":
             self._synced(member)
         elif message["kind"] == "listed":
-            self._listed(member, message["programs"], message.get("files", []))
+            self._listed(member, message)
 
     def _lost(self, member: Spawner) -> None:
         """A spawner has gone for good."""
@@ -338,8 +403,8 @@ class Spawners:
         self.keeper.send("drop", name=f"spawner:{member.id}")
         member.pool.members.remove(member)
         self.by_id.pop(member.id, None)
-        for _, fds in member.queue:
-            fdpass.close_all(fds)
+        for _, _, done in member.queue:
+            fdpass.close_all(done)
         member.queue.clear()
         if member.live or member.pending:
             self.complain(f"a spawner (pid {member.pid}) was killed; its {len(member.live)} processes go on")
@@ -430,17 +495,21 @@ class Spawners:
             member.live.add(row[0])
             owner.adopt(member, row, log)
 
-    def _listed(self, member: Spawner, programs: list[int], files: list[str]) -> None:
-        for number in programs:
+    def _listed(self, member: Spawner, message: dict[str, Any]) -> None:
+        for number in message["programs"]:
             member.send(messages.pack("forget", id=number))
-        self._entered(member, files)
+        self._entered(member, message)
 
-    def _entered(self, member: Spawner, files: list[str]) -> None:
+    def _entered(self, member: Spawner, message: dict[str, Any]) -> None:
         pool = member.pool
         pool.asked = 0
+        member.init = message.get("init", 0)
+        files = _signatures(message.get("files", []), message.get("began_ns"))
+        # One that was asked for only because the others are busy may have found newer code than theirs.
+        newer = files != pool.files and any(other.entered for other in pool.members)
+        pool.files = files
         member.entered = True
-        pool.files = {path: _signature(path) for path in files}
-        if pool.renewing:
+        if pool.renewing or newer:
             pool.renewing = False
             for other in pool.members:
                 if other is not member:
@@ -461,6 +530,21 @@ class Spawners:
                 if owner.program.service == service:
                     return owner
         return self.stranger(service)
+
+
+def _signatures(paths: list[str], began_ns: int | None) -> dict[str, tuple[int, ...]]:
+    """What each file is, as far as that is what was imported.
+
+    began_ns: of the import. A file that was written since may have been read before that, or half written; its
+    signature is one that no file has. None: not known, of a spawner of an earlier version.
+    """
+    found = {path: _signature(path) for path in paths}
+    if began_ns is not None:
+        since, now = began_ns - _CLOCK_NS, time.time_ns()  # a time beyond that is a clock's, and no news
+        for path, (*_, modified) in [(path, each) for path, each in found.items() if each]:
+            if since <= modified <= now:
+                found[path] = (0,)
+    return found
 
 
 def _signature(path: str) -> tuple[int, ...]:

@@ -5,11 +5,13 @@ A service's processes are those superd started for it, their descendants and ses
 these belongs to no service; the end of superd takes it along, because superd is its subreaper (G6).
 
 A service that is one process has a cgroup where superd can make one. The processes of connections have none of their
-own: they are started by spawners that services share, and posix_spawn cannot put a child into another group.
+own: they are started by spawners that services share, and posix_spawn cannot put a child into another group. Where
+[cgroup] limits them, the service has spawners of its own, which are in its group themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import trio
 from superd.system import cgroup, process, tree
 
 if TYPE_CHECKING:
+    from superd.core.spec import ServiceSpec
     from superd.manager.service import Service
     from superd.manager.supervisor import Supervisor
 
@@ -32,18 +35,73 @@ class Processes:
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
         self._seen: dict[str, list[tree.Process]] | None = None
-        self._groups = cgroup.base(os.getppid())
+        self._groups: str | None = None
+        try:
+            self._groups = cgroup.base(os.getppid())
+        except cgroup.GroupError as error:
+            self._no_groups = error
 
     def group(self, service: Service) -> str | None:
-        """Directory of the service's cgroup, made if it is not there; None: there are none here."""
-        return None if self._groups is None else cgroup.make(self._groups, service.name)
+        """Directory of the service's cgroup, with its limits, made if it is not there; None: it needs none, or there
+        are none here. Raises GroupError where there should be limits and cannot be."""
+        spec = service.spec
+        limited = bool(spec.cgroup.controllers())
+        if not limited and (spec.takes_connections or spec.kill_mode != "tree"):
+            return None
+        if self._groups is None:
+            if limited:
+                raise self._no_groups
+            return None
+        try:
+            path = cgroup.make(self._groups, service.name)
+            self._limit(path, spec)
+        except cgroup.GroupError:
+            if limited:
+                raise
+            return None
+        return path
+
+    def _limit(self, path: str, spec: ServiceSpec) -> None:
+        keeper = os.getppid()
+        cgroup.limit(path, spec.cgroup.files(), lambda: {keeper, *(row.pid for row in tree.below(keeper))})
+
+    def group_of(self, name: str) -> str | None:
+        """The same for spawners. Raises GroupError."""
+        service = next((one for one in self.supervisor.everything() if one.name == name), None)
+        return None if service is None else self.group(service)
+
+    def change_limits(self, service: Service) -> None:
+        """Its [cgroup] says something else now, also for what runs. Raises GroupError."""
+        if self.group(service) is None:
+            if self._groups is not None and os.path.isdir(path := os.path.join(self._groups, service.name)):
+                self._limit(path, service.spec)  # for those that are there
+            return
+        path = self._path_of(service)
+        inside = set(cgroup.members(path))
+        for row in self.look_again(service):
+            if row.pid not in inside:
+                with contextlib.suppress(OSError):  # it has ended
+                    cgroup.join(path, row.pid)
+
+    def _path_of(self, service: Service) -> str:
+        return os.path.join(self._groups or "", service.name)
+
+    def usage(self, service: Service) -> dict[str, int]:
+        """What the service has of what its group counts."""
+        return {} if self._groups is None else cgroup.usage(self._path_of(service))
+
+    def killed_for_memory(self, service: Service) -> int:
+        """How many of its processes the kernel has killed for memory_max."""
+        return 0 if self._groups is None else cgroup.killed_for_memory(self._path_of(service))
 
     def forget(self) -> None:
         """What was seen is of this turn; the next one looks again."""
         self._seen = None
 
     def all(self) -> list[tree.Process]:
-        own = {os.getpid(), *(member.pid for member in self.supervisor.spawners.by_id.values())}
+        own = {os.getpid(), os.getppid()}
+        for member in self.supervisor.spawners.by_id.values():
+            own |= {member.pid, member.init}
         rows = tree.below(os.getppid())
         if self._groups is not None:  # where superd is no subreaper they may be below init by now
             known = {row.pid for row in rows}
@@ -82,8 +140,8 @@ class Processes:
 
     def tell_rest(self, service: Service, signo: int) -> None:
         """Signal what a service has besides its main processes' groups, which their parents signal."""
-        if signo == signal.SIGKILL and self._groups is not None:
-            cgroup.kill(os.path.join(self._groups, service.name))  # no fork is quicker
+        if signo == signal.SIGKILL and self._groups is not None and not service.spec.takes_connections:
+            cgroup.kill(self._path_of(service))  # no fork is quicker; of connections the spawners are in it, too
         mains = set(service.mains())
         for row in self.of(service):
             if row.group not in mains:
@@ -92,7 +150,7 @@ class Processes:
     def close(self) -> None:
         """At the end of superd."""
         if self._groups is not None:
-            cgroup.remove(self._groups)
+            cgroup.leave(self._groups)
 
     async def end_all(self, service: Service) -> None:
         """Stop signal, time, KILL, as `kill_mode` says; returns when nothing is left or nothing more can be done."""

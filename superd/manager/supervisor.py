@@ -39,7 +39,7 @@ from superd.manager.syslog import Syslog
 from superd.manager.tcpmux import MuxService
 from superd.manager.trial import TracedService, print_addresses
 from superd.manager.watch import Callback, Timer, Timers, Watch
-from superd.system import notify
+from superd.system import children, notify, process
 
 if TYPE_CHECKING:
     from superd.core.machine import Machine
@@ -51,11 +51,16 @@ if TYPE_CHECKING:
 
 EX_CANNOT_BIND = 71
 _TRY_LATER_S = 0.1
+_CHECK_PATHS_S = 10.0
+_PATHS_AT_ONCE = 1000  # some ms
+_RECORDS_AT_ONCE = 1000
 _STATUS_S = 1.0
 _PING_LEAST_S = 0.01  # a period that nobody can keep must not keep this loop busy
 _STATUS_CHARS = 1000
 _STRAYS_S = 1.0  # after a take-over; the spawners have told what they have by then
 _TURN_TO_STOP = 0.75  # of the time for everything; who has not had his turn by then is told, rather than only killed
+_END_S = 5  # for a manager to end when everything has stopped
+_ORPHANED_S = 1.0  # for services whose keeper was killed: the next superd wants their ports
 _NAMELESS_S = 10.0  # for processes that belong to no service, from TERM to KILL
 
 
@@ -92,6 +97,7 @@ class Supervisor:
         self.log_option: Format | None = None
         self.control: ControlServer | None = None
         self.processes = Processes(self)
+        self.spawners.group_of = self.processes.group_of
         self.names = Names()
         self.dependencies = Dependencies(self, snapshot)
         self.meter = Meter(self)
@@ -155,6 +161,10 @@ class Supervisor:
             return False
 
     def _caught(self, error: Exception) -> None:
+        if (refused := process.refusal(error)) is not None:
+            self.log.error_limited(("refused", refused), f"the system refuses: {refused}; superd goes on")
+            error.__traceback__ = None
+            return
         text = "".join(traceback.format_exception(error)).strip()
         where = traceback.extract_tb(error.__traceback__)[-1]
         self.log.error_limited(
@@ -243,6 +253,7 @@ class Supervisor:
             if self.reloader is not None:
                 nursery.start_soon(self.reloader.run)
             await self._done.wait()
+            signal.alarm(_END_S)  # whatever hangs from here on: the next manager sees that nothing is left, and ends
             nursery.cancel_scope.cancel()
         return self.exit_status
 
@@ -265,10 +276,13 @@ class Supervisor:
             self._version_before = left["version"]
         self.guard(lambda _: self.syslog.bind(inheritance), 0)
         self.guard(lambda _: self.meter.restore(left["meter"]), 0)
-        for spec in self.snapshot.services.values():
+        for number, spec in enumerate(self.snapshot.services.values()):
+            if number % _RECORDS_AT_ONCE == 0:
+                self.log.flush()  # what thousands of services say at once is more than a log keeps for a slow reader
             service = self.add(spec)
             self.guard(lambda _, service=service: self._restore(service, deposited.get(service.name, {})), 0)  # type: ignore[misc]
             self.guard(lambda _, service=service: service.bind(inheritance, inherited), 0)  # type: ignore[misc]
+        self.timers.after(_CHECK_PATHS_S, functools.partial(self._check_paths, 0))
         self._drop_unclaimed()
         self._adopt_children(deposited, left["forgotten"])
         self.meter.begin()
@@ -518,6 +532,14 @@ class Supervisor:
         self._forgotten.append(number)
         self.snapshot_wanted = True
 
+    def _check_paths(self, turn: int) -> None:
+        """Each service every ten seconds; of thousands some at a time, so that no client waits for all of them."""
+        services = [self.syslog, *self.services.values()]
+        turns = 1 + len(services) // _PATHS_AT_ONCE
+        for service in services[turn % turns :: turns]:
+            self.guard(lambda _, service=service: service.listeners.check_paths(), 0)  # type: ignore[misc]
+        self.timers.after(_CHECK_PATHS_S / turns, functools.partial(self._check_paths, turn + 1))
+
     def _try_later(self, again: Callable[[], None]) -> None:
         self.timers.after(_TRY_LATER_S, again)
 
@@ -558,13 +580,8 @@ class Supervisor:
 
     def _keeper_gone(self) -> None:
         """The keeper was killed: nobody can hold on to anything. End what would block the next superd's ports."""
-        for service in self.services.values():
-            if isinstance(service, ProcessService):
-                for pid in service.mains():
-                    try:
-                        os.killpg(pid, signal.SIGTERM)
-                    except OSError:
-                        pass  # it has gone too
+        mains = [pid for one in self.services.values() if isinstance(one, ProcessService) for pid in one.mains()]
+        children.end_strays(mains, _ORPHANED_S)
         os._exit(1)
 
     def _signal(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -669,10 +686,8 @@ class Supervisor:
         left = self.processes.all()
         if left:
             self.log.message(f"unkillable, left behind: {', '.join(str(row.pid) for row in left)}", level="err")
-        for service in self.everything():
-            service.close()
-        self.syslog.close()
-        self.processes.close()
+        for closes in (*self.everything(), self.syslog, self.processes):
+            self.guard(lambda _, closes=closes: closes.close(), 0)  # type: ignore[misc]
         self.log.message("stopped")
         self.tell_manager(f"EXIT_STATUS={self.exit_status}")
         self.end_of_turn()

@@ -70,8 +70,7 @@ def _head(listener: Listener) -> object:
             return None
     if listener.address.kind == "fifo":
         return _fifo_bytes(listener.fd) or None
-    waiting = queues.waiting(listener.fd)
-    return _UNKNOWN if waiting is None else waiting or None
+    return queues.waiting(listener.fd) or (_UNKNOWN if _is_readable(listener.fd) else None)
 
 
 def _is_readable(fd: int) -> bool:

@@ -10,6 +10,8 @@ request, a front) is a trio task beside this one.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import heapq
 import itertools
 import select
@@ -23,6 +25,7 @@ READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 _EVENTS_PER_TURN = 64
 _TURNS, _STAY_S = 16, 0.002
 _REST_S = 1.0
+_WRONG = (errno.EBADF, errno.EEXIST, errno.EPERM)  # the caller's mistake; what else is refused may be granted later
 
 
 class Timer:
@@ -73,7 +76,8 @@ class Timers:
 class Watch:
     """`guard(callback, events)` runs a callback inside the error boundary; `after` runs once per turn.
 
-    An fd whose callback failed rests for a second: it is still ready, and would fail again at once.
+    An fd whose callback failed rests for a second: it is still ready, and would fail again at once. So does one that
+    the kernel has no memory or room to watch (epoll_ctl(2), ENOMEM, ENOSPC).
     """
 
     def __init__(self, guard: Guard, timers: Timers, after: Callable[[], None]) -> None:
@@ -87,15 +91,20 @@ class Watch:
 
     def add(self, fd: int, callback: Callback, events: int = READ) -> None:
         """Call `callback(events)` while fd is ready (level-triggered). Error and hang-up always count."""
-        self._epoll.register(fd, events)
         self._callbacks[fd] = callback
         if events != READ:
             self._events[fd] = events
+        self._register(fd, callback)
 
     def change(self, fd: int, events: int) -> None:
-        if fd not in self._resting:
-            self._epoll.modify(fd, events)
         self._events[fd] = events
+        if fd not in self._resting:
+            try:
+                self._epoll.modify(fd, events)
+            except OSError as error:
+                if error.errno in _WRONG:
+                    raise
+                self._rest(fd, self._callbacks[fd])
 
     def remove(self, fd: int) -> None:
         """Before the fd is closed: while another process holds the same open file, epoll would go on."""
@@ -104,18 +113,33 @@ class Watch:
             if fd in self._resting:
                 self._resting.remove(fd)
             else:
-                self._epoll.unregister(fd)
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(fd)
 
-    def _rest(self, fd: int, callback: Callback) -> None:
+    def _register(self, fd: int, callback: Callback) -> None:
+        try:
+            self._epoll.register(fd, self._events.get(fd, READ))
+        except OSError as error:
+            if error.errno in _WRONG:
+                del self._callbacks[fd]
+                self._events.pop(fd, None)
+                raise
+            self._rest_unwatched(fd, callback)
+
+    def _rest_unwatched(self, fd: int, callback: Callback) -> None:
         def resume() -> None:
             if self._callbacks.get(fd) is callback and fd in self._resting:
                 self._resting.remove(fd)
-                self._epoll.register(fd, self._events.get(fd, READ))
+                self._register(fd, callback)
 
-        if self._callbacks.get(fd) is callback:
-            self._resting.add(fd)
-            self._epoll.unregister(fd)  # not modify(fd, 0): a hang-up would be told all the same
-            self._timers.after(_REST_S, resume)
+        self._resting.add(fd)
+        self._timers.after(_REST_S, resume)
+
+    def _rest(self, fd: int, callback: Callback) -> None:
+        if self._callbacks.get(fd) is callback and fd not in self._resting:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)  # not modify(fd, 0): a hang-up would be told all the same
+            self._rest_unwatched(fd, callback)
 
     async def run(self) -> None:
         poll, callbacks, guard = self._epoll.poll, self._callbacks, self._guard

@@ -23,7 +23,10 @@ def service(**context: object) -> ServiceSpec:
         ("A=1\nB=2", {"A": "1", "B": "2"}),
         ("# comment\n; another\n\n   \nA=1\n", {"A": "1"}),
         ("  A = 1  \r\nB=2\r\n", {"A": "1", "B": "2"}),
-        ('A="x y"\nB=\'x y\'\nC="x\'\nD=\'\nE=""', {"A": "x y", "B": "x y", "C": "\"x'", "D": "'", "E": ""}),
+        ('A="x y"\nB=\'x y\'\nE=""\nC="x', {"A": "x y", "B": "x y", "E": "", "C": '"x'}),  # one that nobody closes
+        ("A=one \\\ntwo\nB=\\a\\", {"A": "one two", "B": "a"}),
+        ("A=\"one \\\ntwo\nthree\"\nB='\\\n'", {"A": "one two\nthree", "B": "\\\n"}),
+        ('A="\\$HOME \\" \\n"b\nB="a" c', {"A": '$HOME " \\nb', "B": "ac"}),
         ("A=a=b # no comment", {"A": "a=b # no comment"}),
         ("A=1\nA=2", {"A": "2"}),
         ("_X9=1", {"_X9": "1"}),

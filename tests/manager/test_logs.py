@@ -40,7 +40,7 @@ class Lines:
         self.lines: list[str] = []
         self.retry_at: float | None = None
 
-    def write(self, line: str) -> None:
+    def write(self, line: str, *, may_go: bool = False) -> None:
         self.lines.append(line)
 
     def flush(self) -> None:
@@ -606,6 +606,30 @@ def test_rings_are_bounded_each_and_together():  # L3
     assert sum(kept(f"s{service}") for service in range(12)) <= RINGS_BYTES
     assert all(log.tail(f"s{service}") for service in range(12))
     assert log.tail("many")  # the largest pay
+
+
+def test_output_is_dropped_before_what_superd_says(files):  # L2, X18
+    """A flood from one service does not hide that another has ended; what is left comes in its order."""
+    r, w = pipe(files)
+    sink = make_sink(files, w, limit_bytes=2000)
+    log = Log(sink, "json")
+    fill(w)
+    log.record("exit", service="first")
+    for number in range(100):
+        log.record("output", str(number), service="noise")
+        if number == 97:
+            log.record("exit", service="second")
+    log.flush()
+    read_now(r)
+    log.flush()
+    *records, last = map(json.loads, lines_of(read_now(r)))
+    ends = [(one["event"], one["service"], one["message"]) for one in records]
+    assert ends[0] == ("exit", "first", "")
+    assert ends[-3:] == [("exit", "second", ""), ("output", "noise", "98"), ("output", "noise", "99")]
+    assert last["dropped"] == sink.dropped == 102 - len(records) > 50
+    for number in range(100):  # bounded without any output, too
+        log.record("exit", service=str(number))
+    assert sink.dropped > last["dropped"]
 
 
 def test_a_dropped_record_is_reported_in_the_format_of_the_log(files):  # L2
