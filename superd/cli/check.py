@@ -22,14 +22,17 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("path", nargs="*", metavar="PATH", help="as for superd -c; default: what superd reads")
     parser.add_argument("--format", choices=("full", "short", "json", "github"), default="full")
+    parser.add_argument("-q", "--quiet", action="store_true", help="nothing but the exit status")
     try:
         options = parser.parse_args(argv)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else USAGE
     paths = options.path or default_config_paths(os.environ, os.geteuid())
     snapshot, problems = load_config(paths, environ=os.environ, is_root=is_for_root(paths))
-    sys.stdout.write(format_problems(problems, options.format))
     errors = sum(problem.is_error for problem in problems)
+    if options.quiet:
+        return CONFIG if errors else 0
+    sys.stdout.write(format_problems(problems, options.format))
     if errors:
         if options.format == "full":
             files = len({problem.path for problem in problems if problem.is_error})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from superd.cli.failure import CONFIG, FAILED, NO_SUCH_SERVICE, OK, UNREACHABLE, Failure
+from superd.cli.failure import CONFIG, FAILED, OK, UNREACHABLE, Failure
 from superd.cli.files import complain, config_paths, file_of, is_for_root, read_files, write_file
 from superd.core import schema
 from superd.core.document import Path
@@ -61,18 +61,23 @@ def _where(name: str, options: argparse.Namespace, connect: Callable[[], Any]) -
                 raise
         else:
             try:
-                path = control.call("Status", names=[name])["services"][0]["file"]
-            except Failure as failure:
-                if failure.code != NO_SUCH_SERVICE:  # it may be new, or a template
-                    raise
-                path = ""
+                rows = control.call("Status")["services"]
             finally:
                 control.close()
-            if path:
-                directory = os.path.dirname(path)
-                return path, [os.path.dirname(directory) if os.path.basename(directory) == "conf.d" else directory]
+            for row in rows:
+                if row["service"]["name"] == name and row["file"]:
+                    return row["file"], [_root_of(row["file"])]
+            # New, a template, or its file is wrong: it stands beside the others.
+            paths = sorted({_root_of(row["file"]) for row in rows if row["file"]}) or config_paths(options)
+            return file_of(name, *read_files(paths), paths), paths
     paths = config_paths(options)
     return file_of(name, *read_files(paths), paths), paths
+
+
+def _root_of(file: str) -> str:
+    """The configuration that a service's file is part of."""
+    directory = os.path.dirname(file)
+    return os.path.dirname(directory) if os.path.basename(directory) == "conf.d" else directory
 
 
 def _switch(name: str, path: str, paths: list[str], wanted: bool) -> str | None:

@@ -8,13 +8,14 @@ import os
 import sys
 from collections.abc import Mapping
 
+from superd.cli.files import is_for_root, read_files
 from superd.core.document import MAX_BYTES
 from superd.core.problems import format_problems, printable
 from superd.core.schema import SourceFile, load
 from superd.core.toml import format_comment
 from superd.importers import FORMATS, Imported, import_files
 from superd.importers.export import export
-from superd.system.configdir import RealMachine, default_config_paths, load_config
+from superd.system.configdir import RealMachine, default_config_paths
 
 OK, FAILED, USAGE, NO_SUCH_SERVICE, CONFIG = 0, 1, 2, 4, 78  # exit codes, CLI.md
 
@@ -172,11 +173,16 @@ def main_export(argv: list[str]) -> int:
     if isinstance(options, int):
         return options
     paths = options.config or default_config_paths(os.environ, os.geteuid())
-    snapshot, problems = load_config(paths, environ=os.environ)
+    files, unread = read_files(paths)
+    for is_root in (is_for_root(paths), True):
+        snapshot, problems = load(files, machine=RealMachine(), environ=os.environ, is_root=is_root, problems=unread)
+        problems = [problem for problem in problems if problem.service == options.name]
+        if not any(problem.code == "not-permitted" for problem in problems):
+            break  # what only this superd may not do, systemd may
     spec = snapshot.services.get(options.name)
     if spec is None:
         if options.name in snapshot.broken:
-            sys.stderr.write(format_problems((p for p in problems if p.service == options.name), "short"))
+            sys.stderr.write(format_problems(problems, "short"))
             return CONFIG
         _complain(f"superctl: there is no service '{options.name}' in {', '.join(paths)}")
         return NO_SUCH_SERVICE

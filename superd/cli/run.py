@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from superd.cli import new
 from superd.cli.failure import USAGE, Failure
+from superd.cli.superd import control_address
 from superd.core import schema
 from superd.core.problems import Problem, printable
 from superd.core.schema import SourceFile
@@ -46,7 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", action="store_true", help="show the bytes of each connection, in both directions")
     parser.add_argument("--save", metavar="NAME", help="write conf.d/NAME.toml as well, as `superctl new` does")
     parser.add_argument("--log", choices=("text", "logfmt", "json"), help="form of the log on stderr (default: text)")
-    parser.add_argument("--control", metavar="ADDRESS", default="off", help="where superctl reaches it (default: off)")
+    parser.add_argument(
+        "--control", type=control_address, metavar="ADDRESS", default="off",
+        help="where superctl reaches it (default: off)",
+    )  # fmt: skip
     return parser
 
 

@@ -205,7 +205,9 @@ def _explain(error: str, parameters: Row) -> Failure:
     if name == "TooManyClients":
         return Failure(UNREACHABLE, f"superd has {parameters.get('limit')} superctl already; try again later")
     if name == "InvalidParameter":
-        return Failure(USAGE, f"superd does not take this value of {parameters.get('parameter')!r}")
+        which = str(parameters.get("parameter"))
+        right = {"signal": "a name, as TERM or SIGUSR1", "address": "an IP address, or user:NAME"}.get(which)
+        return Failure(USAGE, f"superd does not take this value of '{which}'" + (f": write {right}" if right else ""))
     if name in ("MethodNotFound", "InterfaceNotFound", "MethodNotImplemented"):
         return Failure(UNREACHABLE, f"this superd is of another version than superctl {__version__}: {name}")
     return Failure(FAILED, f"superd answers {name}: {parameters.get('reason', '')}")
@@ -385,7 +387,9 @@ def _list(options: argparse.Namespace, control: Control) -> int:
         return OK
     rows = control.call("List")["services"]
     if options.names:
-        _say(options, [row["name"] for row in rows])
+        names = [row["name"] for row in rows]
+        if not _json(options, names):
+            _say(options, names)
         return OK
     if _json(options, rows):
         return OK
@@ -447,7 +451,7 @@ def _describe(details: Row) -> Iterator[str]:
         ("command", shlex.join(details["command"])),
         ("ready", "" if details["ready"] == "start" else details["ready"] + took), ("health", details["health"]),
         ("requires", ", ".join(details["requires"])), ("wants", ", ".join(details["wants"])),
-        ("needed by", ", ".join(details["required_by"])),
+        ("needed by", ", ".join(details["required_by"])), ("limits", ", ".join(details["limits"])),
         ("says", details["said"]), ("errors", ", ".join(details["errors"])), ("fdstore", str(details["stored"] or "")),
         ("ignored", details["ignored"] and f"notify messages: {details['ignored']}"),
     ):  # fmt: skip
@@ -903,7 +907,11 @@ _WITH_VALUE = ("-s", "--socket", "-c", "--config", "--timeout")
 
 
 def _help() -> str:
-    lines = ["usage: superctl [-s SOCKET] [--json] [--timeout D] [-q] [COMMAND ...]", "", "Asks a running superd."]
+    lines = [
+        "usage: superctl [-s SOCKET] [-c DIR] [--json] [--timeout D] [-q] [COMMAND ...]",
+        "",
+        "Asks a running superd.",
+    ]
     for title, names in _GROUPS.items():
         lines += ["", f"{title}:"]
         lines += [f"  {f'{name} {COMMANDS[name].usage}':<34} {COMMANDS[name].help}" for name in names]
@@ -911,7 +919,7 @@ def _help() -> str:
     lines += [
         "", "Options, before or after the command:",
         "  -s, --socket SOCKET                the control socket (default: $SUPERD_SOCKET, or superd's own default)",
-        "  -c, --config DIR                   the files that are meant (default: what superd reads)",
+        "  -c, --config DIR                   the files that are meant, or the superd whose files they are",
         "  --json                             JSON for programs; its keys stay",
         "  --timeout D                        give up after so long (500ms, 30s, 2m); exit status 75",
         "  -q, --quiet                        no results, only errors and the exit status",
@@ -975,25 +983,57 @@ def _parser(name: str) -> argparse.ArgumentParser:
 def _global_options(parser: argparse.ArgumentParser, *, short_socket: bool = True) -> None:
     flags = ("-s", "--socket") if short_socket else ("--socket",)
     parser.add_argument(*flags, dest="socket", metavar="SOCKET", help="the control socket")
-    parser.add_argument("-c", "--config", dest="config", metavar="DIR", help="for commands that read files")
+    parser.add_argument(
+        "-c", "--config", dest="config", metavar="DIR", help="its files: what is read, or the superd that is asked"
+    )
     parser.add_argument("--json", action="store_true", help="JSON for programs")
     parser.add_argument("--timeout", type=_duration, metavar="D", help="give up after so long; exit status 75")
     parser.add_argument("-q", "--quiet", action="store_true", help="only errors and the exit status")
 
 
-def _check(argv: list[str]) -> int:
+def _offline(name: str, argv: list[str]) -> int:
+    """A command that asks no superd: which one it would ask, and how long, may be said all the same."""
     import argparse
 
-    from superd.cli import check
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            _usage_error(message, name)
 
-    parser = argparse.ArgumentParser(prog="superctl check", allow_abbrev=False, add_help=False)
-    _global_options(parser)
+    parser = Parser(prog=f"superctl {name}", allow_abbrev=False, add_help=False)
+    parser.add_argument("-s", "--socket")
+    parser.add_argument("--timeout", type=_duration)
+    if name == "check":
+        parser.add_argument("-c", "--config", action="append", default=[])
+        parser.add_argument("--json", action="store_true")
     options, rest = parser.parse_known_args(argv)
-    for given, flag in ((options.socket, "-s"), (options.timeout, "--timeout"), (options.quiet, "-q")):
-        if given:
-            _usage_error(f"{flag} means nothing to `check`, which asks no superd", "check")
-    paths = [options.config] if options.config is not None else []
-    return check.main([*(["--format", "json"] if options.json else []), *rest, *paths])
+    if name == "check":
+        from superd.cli import check
+
+        return check.main([*(["--format", "json"] if options.json else []), *rest, *options.config])
+    from superd.cli import importing
+
+    return (importing.main_import if name == "import" else importing.main_export)(rest)
+
+
+def _socket_of(options: argparse.Namespace) -> str | None:
+    """The control socket that -s names, or else the `control` of the files that -c names; None: the default."""
+    if options.socket is not None or options.config is None:
+        return options.socket  # type: ignore[no-any-return]
+    from superd.cli.files import complain, is_for_root, read_files
+    from superd.core import schema
+    from superd.system.configdir import RealMachine
+
+    if not os.path.exists(options.config):
+        raise Failure(CONFIG, f"cannot read {options.config}: no such file or directory")
+    files, _ = read_files([options.config])
+    own = [source for source in files if source.role == "daemon"]
+    found, problems = schema.load(own, machine=RealMachine(), environ=os.environ, is_root=is_for_root([options.config]))
+    if found.daemon.control is None and any(problem.is_error for problem in problems):
+        complain(problems)
+        raise Failure(CONFIG, f"cannot tell the control socket from {options.config}; -s SOCKET names it")
+    if found.daemon.control == "off":
+        raise Failure(UNREACHABLE, f"cannot reach superd: {options.config} says that it has no control socket")
+    return found.daemon.control
 
 
 def _run_module(name: str, command: FileCommand, before: list[str], after: list[str]) -> int:
@@ -1040,12 +1080,8 @@ def run(argv: list[str]) -> int:
     name = "list" if at is None else argv[at]
     before = argv if at is None else argv[:at]
     after = [] if at is None else argv[at + 1 :]
-    if name == "check":
-        return _check([*before, *after])
-    if name in ("import", "export"):
-        from superd.cli import importing
-
-        return (importing.main_import if name == "import" else importing.main_export)([*before, *after])
+    if name in ("check", "import", "export"):
+        return _offline(name, [*before, *after])
     if name == "help":
         return run([*after[:1], "--help"])
     if name == "completion":
@@ -1061,9 +1097,7 @@ def run(argv: list[str]) -> int:
     if isinstance(command, FileCommand):
         return _run_module(name, command, before, after)
     options = _parser(name).parse_args([*before, *after])
-    if options.config is not None:
-        _usage_error(f"-c means nothing to `{name}`, which asks the superd that runs; -s SOCKET says which", name)
-    command = COMMANDS[name]
+    options.socket = _socket_of(options)
     if getattr(options, "http", False):
         from superd.cli import metrics
 

@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         "--strict", action="store_true", help="do not start when a file is wrong or an address is taken"
     )
     parser.add_argument("--log", choices=("text", "logfmt", "json"), help="form of the log on stderr (default: text)")
-    parser.add_argument("--control", metavar="ADDRESS|off", help="where superctl reaches this superd")
+    parser.add_argument(
+        "--control", type=control_address, metavar="ADDRESS|off", help="where superctl reaches this superd"
+    )
     parser.add_argument(
         "--drain-timeout", type=_value("parse_duration"), metavar="TIME",
         help="how long live connections may go on when superd stops (default: 10s after the end of COMMAND, else 0s)",
@@ -65,6 +67,13 @@ def _value(parser: str) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return parse
+
+
+def control_address(text: str) -> str:
+    """Of argparse. The manager says what else is wrong with a path, and goes on without."""
+    if text != "off" and not text.startswith(("unix:", "/", "@")):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither unix:/PATH nor off; there is no control by network")
+    return text
 
 
 def _rewrite(text: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from itertools import groupby
 from typing import Any
 
-from superd.core.spec import Access, Context, Limits, Output, RestartPolicy, ServiceSpec, SocketSpec
+from superd.core.spec import Access, Cgroup, Context, Limits, Output, RestartPolicy, ServiceSpec, SocketSpec
 from superd.core.values import expand_runtime, format_mode, format_signal
 from superd.importers.unitfile import quote
 
@@ -99,7 +99,7 @@ class _Export:
         if any(socket.address.is_ip for socket in sockets):
             lines.append(f"BindIPv6Only={'ipv6-only' if _only6(first) else 'both'}")
         if accept:
-            lines += ["Accept=yes", f"MaxConnections={spec.limits.max_connections}"]
+            lines += ["Accept=yes", f"MaxConnections={spec.limits.max_connections or 10**6}"]
             if spec.limits.max_per_source is not None:
                 lines.append(f"MaxConnectionsPerSource={spec.limits.max_per_source}")
         else:
@@ -292,7 +292,10 @@ class _Export:
         ):  # fmt: skip
             if names is not None:
                 yield f"{key}={' '.join(f'CAP_{name}' for name in names)}"
-        for wanted, key in ((context.private_tmp, "PrivateTmp"), (context.private_network, "PrivateNetwork")):
+        for wanted, key in (
+            (context.private_tmp, "PrivateTmp"), (context.private_network, "PrivateNetwork"),
+            (context.private_pids, "PrivatePIDs"),
+        ):  # fmt: skip
             if wanted:
                 yield f"{key}=yes"
         for paths, key in ((context.read_only, "ReadOnlyPaths"), (context.read_write, "ReadWritePaths")):
@@ -313,6 +316,25 @@ class _Export:
             yield f"OOMScoreAdjust={context.oom_score_adjust}"
         if context.cpu_affinity is not None:
             yield f"CPUAffinity={' '.join(map(str, context.cpu_affinity))}"
+        yield from self._cgroup(spec.cgroup)
+
+    def _cgroup(self, limits: Cgroup) -> Iterator[str]:
+        if not limits.controllers():
+            return
+        if self.spec.takes_connections:
+            self.lost.append("[cgroup]: what holds for all connections together would be a slice's, systemd.slice(5)")
+            return
+        if limits.memory_max is not None:
+            yield f"MemoryMax={limits.memory_max}"
+        if limits.pids_max is not None:
+            yield f"TasksMax={limits.pids_max}"
+        if (time := limits.cpu_max) is not None:
+            percent, rest = divmod(time.quota * 100, time.period)
+            if rest:
+                self.lost.append("cgroup.cpu_max: systemd has whole percents")
+            yield f"CPUQuota={max(percent, 1)}%"
+            if time.period != 100_000:
+                yield f"CPUQuotaPeriodSec={time.period}us"
 
     def _life(self) -> Iterator[str]:
         spec, long = self.spec, not self.spec.takes_connections

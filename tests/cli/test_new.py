@@ -180,6 +180,27 @@ def test_a_running_superd_says_which_files(superd: Superd) -> None:
     assert done.stdout == f"cat: disabled, wrote {superd.conf}/conf.d/cat.toml.d/50-enabled.toml\n", done.stderr
 
 
+def test_a_running_superd_and_what_it_has_not_started(superd: Superd) -> None:
+    """A template, a file with errors and a new one stand beside the others; a name that is in none of them is 4."""
+    superd.write("cat", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+    superd.write("worker@", toml(command=["/bin/cat"]))
+    superd.write("wrong", "commnad = 5\n")
+    superd.garbage_expected = True
+    superd.start("--no-watch")
+    superd.call("List")
+    superd.write("fresh", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+
+    def disable(name: str, code: int = 0) -> str:
+        argv = [sys.executable, "-I", "-m", "superd.cli.superctl", "-s", superd.control, "disable", name]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert done.returncode == code, done
+        return done.stdout + done.stderr
+
+    for name in ("worker@", "wrong", "fresh"):
+        assert f"wrote {superd.conf}/conf.d/{name}.toml.d/" in disable(name)
+    assert "there is no service 'nosuch'" in disable("nosuch", 4)
+
+
 # -- files
 
 

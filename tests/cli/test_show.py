@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +206,13 @@ def test_a_builtin_service_round_trips() -> None:
 def test_examples_round_trip(path: Path) -> None:
     """With this machine's users and programs, as the command does it."""
     found = []
+    environ = {**os.environ, "USER": getuser()}  # as `make run` has it
     for data in (path.read_bytes(), None):
         if data is None:
             data = effective.format_entries(found[0][1], origin=True, secrets=True).encode()
         source = SourceFile(str(path), data, "service", path.stem)
         spec, entries, problems = effective.load_one(
-            path.stem, [source], machine=RealMachine(), environ=os.environ, is_root=os.geteuid() == 0
+            path.stem, [source], machine=RealMachine(), environ=environ, is_root=os.geteuid() == 0
         )
         assert spec is not None, problems
         found.append((normal(replace(spec, user_assumed=False)), entries))

@@ -66,14 +66,45 @@ def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:  # J9
     check(capsys, ["__class__"], 2, "there is no command")
     check(capsys, ["list", "--wrong"], 2, "--wrong", "superctl list --help")
     check(capsys, ["start"], 2, "NAME")
-    check(capsys, ["list", "-c", "/etc/superd"], 2, "-c means nothing to `list`")
-    check(capsys, ["-c", "/etc/superd"], 2, "-c means nothing")
     check(capsys, ["list", "--timeout", "30"], 2, 'write "30s"')
     check(capsys, ["wait", "--for", "ever", "x"], 2, "ever")
     check(capsys, ["logs", "-n", "-1"], 2)
-    check(capsys, ["check", "-s", "/x"], 2, "means nothing to `check`")
     check(capsys, ["-s", "tcp:127.0.0.1:1", "list"], 2, "unix:/PATH")  # J2
     check(capsys, ["start", "--overlap", "x"], 2, "--overlap")
+
+
+def test_options_for_all_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A script may say -s and --timeout once, for whatever it calls."""
+    (tmp_path / "cat.toml").write_text(toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+    inetd = tmp_path / "inetd.conf"
+    inetd.write_text("7777 stream tcp nowait nobody /bin/cat cat\n")
+    always = ["-s", f"unix:{tmp_path}/nothing.sock", "--timeout", "5s"]
+    path = str(tmp_path / "cat.toml")
+    check(capsys, [*always, "check", path], 0, "ok: 1 service")
+    check(capsys, [*always, "-c", path, "check", "-q"], 0)
+    check(capsys, [*always, "import", str(inetd)], 0, "/bin/cat")
+    check(capsys, [*always, "export", "-c", path, "systemd", "cat"], 0, "ExecStart=/bin/cat")
+    check(capsys, [*always, "-c", path, "show", "cat"], 0, "/bin/cat")
+    check(capsys, [*always, "explain", "rate"], 0, "limits.rate")
+    check(capsys, [*always, "schema"], 0)
+    check(capsys, ["--timeout", "5", "check", path], 2, 'write "5s"')
+
+
+def test_the_files_say_where_superd_is(capsys: pytest.CaptureFixture[str], superd: Superd) -> None:
+    superd.write("cat", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+    superd.start()
+    superd.call("List")
+    wanted = superd.write_daemon(toml(control=superd.control))
+    check(capsys, ["-c", str(superd.conf), "list"], 0, "cat")
+    check(capsys, ["list", "--names", "--json", "-c", str(superd.conf)], 0, '"cat"')
+    check(capsys, ["-c", str(superd.conf), "-s", f"{superd.control}.no", "list"], 69, "no such file")
+    wanted.write_text('control = "off"')
+    check(capsys, ["-c", str(superd.conf), "list"], 69, "no control socket")
+    wanted.write_text("control = 5")
+    check(capsys, ["-c", str(superd.conf), "list"], 78, "superd.toml:1:11", "-s SOCKET")
+    check(capsys, ["-c", f"{superd.dir}/no", "list"], 78, "no such file")
+    wanted.unlink()
+    check(capsys, ["-c", str(superd.conf), "list"], 69)
 
 
 def test_every_command_is_in_the_help() -> None:
@@ -409,6 +440,11 @@ def test_exit_statuses_of_questions(running: Superd) -> None:  # J9
     ctl(running, "wait", "--for", "stopped", "broken")
     assert "within 0.05 s" in ctl(running, "wait", "--for", "stopped", "--timeout", "50ms", "steady", code=75)
     assert "does not run" in ctl(running, "kill", "broken", code=3)
+
+
+def test_a_wrong_value_and_the_right_form(running: Superd) -> None:
+    assert "write a name" in ctl(running, "kill", "-s", "99", "cat", code=2)
+    assert "write an IP address" in ctl(running, "access", "cat", "somewhere", code=2)
 
 
 def test_kill(running: Superd) -> None:

@@ -62,6 +62,9 @@ class Anywhere:
     def file(self, path: str) -> FileFacts | None:
         return None if path in self.absent else ELF
 
+    def lacks_controller(self, name: str) -> str | None:
+        return None
+
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         return None
 

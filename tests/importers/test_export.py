@@ -143,6 +143,7 @@ COMMON = {
         "oom_score_adjust": st.integers(-1000, 1000), "cpu_affinity": st.just([0, 2, 3])}),
     "sandbox": st.fixed_dictionaries({}, optional={
         "no_new_privileges": BOOLS, "chroot": ABSOLUTE.map(literal), "private_tmp": BOOLS, "private_network": BOOLS,
+        "private_pids": BOOLS,
         "capabilities": st.lists(st.sampled_from(["NET_RAW", "KILL", "CHOWN"]), unique=True, max_size=2),
         "ambient_capabilities": st.just(["KILL"]),
         "read_only": st.just(["/", "/a b%c"]), "read_write": st.just(["/v"])}),
@@ -157,6 +158,14 @@ LONG = {
     "restart_delay": st.sampled_from(["0s", "100ms", "5s"]),
     "restart_limit": st.sampled_from(["5/10s", "1/1h"]),
     "success_status": st.lists(st.sampled_from([1, 2, "USR1"]), max_size=2, unique=True).map(lambda more: [0, *more]),
+    "cgroup": st.fixed_dictionaries(
+        {},
+        optional={
+            "memory_max": st.sampled_from(["64M", 1_000_000, "off"]),
+            "pids_max": st.integers(1, 9),
+            "cpu_max": st.sampled_from(["50%", "200%"]),
+        },
+    ),
     "start_pre": st.lists(COMMANDS, max_size=2),
     "start_post": st.lists(COMMANDS, max_size=1),
     "stop_post": st.lists(COMMANDS, max_size=2),
