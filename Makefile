@@ -3,8 +3,9 @@
 #   make run            the daemon in the foreground on the examples of conf.d; Ctrl-C stops it
 #   make test           ruff, mypy --strict, pytest.   make test ARGS='-k admission -x'
 #   make man            what is made from the code: key sections of superd.toml(5), states of superd(8), JSON Schemas
-#   make bench          superd beside the other superservers, side by side
+#   make bench          superd beside the other superservers; ARGS=--scale: superd alone, growing
 #   make faults         faults injected into a daemon under load, and a table; as root.   make faults ARGS='--soak 600'
+#                       or ARGS=--beside: xinetd and openbsd-inetd under the same bad clients
 #   make fuzz           each fuzzer for a minute
 #   make install-man    man pages to $(DESTDIR)$(MANDIR)
 #   make install-completion     what bash, zsh and fish complete superctl with, below $(DESTDIR)$(DATADIR)
@@ -14,10 +15,11 @@ VENV    ?= .venv
 MANDIR  ?= /usr/local/share/man
 DATADIR ?= /usr/local/share
 ARGS    ?=
+# Several test files at a time: `make test PARALLEL=` runs one after the other.
+PARALLEL ?= -n auto --dist loadfile
 
 # Where the examples and the control socket have their UNIX sockets: not in /tmp itself, where everybody may write.
 export SUPERD_EXAMPLES ?= /tmp/superd-example-$(shell id -u)
-export SUPERD_EXAMPLES_USER ?= $(shell id -un)
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
@@ -29,10 +31,10 @@ in_place := --config-settings editable_mode=compat --editable
 
 run: $(VENV)/.run
 	@mkdir -p -m 755 $(SUPERD_EXAMPLES)
-	PATH="$(abspath $(bin)):$$PATH" exec $(bin)/superd -c . --control unix:$(SUPERD_EXAMPLES)/control.sock $(ARGS)
+	USER=$$(id -un) PATH="$(abspath $(bin)):$$PATH" exec $(bin)/superd -c . --control unix:$(SUPERD_EXAMPLES)/control.sock $(ARGS)
 
 test: lint
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/.test
 	$(bin)/ruff check .
@@ -45,7 +47,7 @@ faults: $(VENV)/.test
 	$(bin)/python tests/faults/run.py $(ARGS)
 
 fuzz: $(VENV)/.test
-	SUPERD_FUZZ_S=$${SUPERD_FUZZ_S:-60} $(bin)/python -m pytest tests/fuzz $(ARGS)
+	SUPERD_FUZZ_S=$${SUPERD_FUZZ_S:-60} $(bin)/python -m pytest -n auto tests/fuzz $(ARGS)
 
 man: $(VENV)/.run
 	$(bin)/python -m superd.cli.manual man/superd.toml.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
@@ -63,6 +64,32 @@ def children() -> set[int]:
     return found
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `pytest -n auto`: most tests wait for a daemon or a clock, not for a processor."""
+    return min(2 * len(os.sched_getaffinity(0)), 8)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[bool | None]:
+    """With `pytest -n`: a test marked `quiet` waits for the end of those that run, and no other begins beside it.
+
+    Two locks (flock(2)) that all workers share: who enters passes the gate, and a quiet one keeps it shut while it
+    waits for the room to be empty, so it is not overtaken for ever.
+    """
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    tests = Path(__file__).parent
+    with open(tests / "conftest.py") as gate, open(tests / "harness.py") as room:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        quiet = item.get_closest_marker("quiet") is not None
+        fcntl.flock(room, fcntl.LOCK_EX if quiet else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # said, because a child that still runs shares the lock
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays out of the collections at the end of each test, which then take about a millisecond."""
     gc.collect()
@@ -80,16 +107,15 @@ def pytest_unconfigure() -> Iterator[None]:
         return (yield)
     except Exception as error:
         reasons = [f"{type(one).__name__}: {one}" for one in (error, error.__cause__) if one is not None]
-        text = f"at the end of the run: {'; because of '.join(reasons)}"
+        sys.stderr.write(f"at the end of the run: {'; because of '.join(reasons)}\n")
         if not isinstance(error, pytest.PytestUnraisableExceptionWarning):
-            raise pytest.UsageError(text) from error
-        sys.stderr.write(f"{text}\n")
+            raise
         return None
 
 
 @pytest.fixture(autouse=True)
 def ends_as_it_began() -> Iterator[None]:
-    """No fd more than before, no child left, the same directory, umask and environment.
+    """No fd more or less than before, no child left, the same directory, umask and environment.
 
     Reference cycles are collected here: a socket, process or coroutine that nobody closed is an error of the test that
     made it, and not of whichever runs when the collector next does, or of the end of the whole run.
@@ -99,10 +125,12 @@ def ends_as_it_began() -> Iterator[None]:
     os.umask(umask)
     yield
     gc.collect()
-    leaked, left = open_fds() - before[0], children() - before[1]
+    now_open = open_fds()
+    leaked, closed, left = now_open - before[0], before[0] - now_open, children() - before[1]
     now = os.umask(umask)
     os.umask(umask)
     problems = [f"open fds: {', '.join(sorted(leaked))}"] if leaked else []
+    problems += [f"fds closed that were not its own: {', '.join(sorted(closed))}"] if closed else []
     problems += [f"children: {', '.join(map(describe, sorted(left)))}"] if left else []
     problems += [f"umask {now:04o}, was {umask:04o}"] if now != umask else []
     problems += [f"working directory {os.getcwd()}, was {before[2]}"] if os.getcwd() != before[2] else []

@@ -53,6 +53,9 @@ class FakeMachine:
     def file(self, path: str) -> FileFacts | None:
         return self.files.get(path)
 
+    def lacks_controller(self, name: str) -> str | None:
+        return None
+
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         if path.startswith("/home/www") and 33 not in owners:
             return f"{path} belongs to user www"

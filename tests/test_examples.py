@@ -52,7 +52,7 @@ def daemon() -> Iterator[Superd]:
         for example in EXAMPLES:
             comment, _, keys = example.text.partition("\n\n")
             superd.write(example.name, comment + "\n\n" + PORT.sub("0", keys))
-        own = {"SUPERD_EXAMPLES": str(superd.room("sockets")), "SUPERD_EXAMPLES_USER": getuser()}
+        own = {"SUPERD_EXAMPLES": str(superd.room("sockets")), "USER": getuser()}
         superd.start(environment={**os.environ, **own})
         yield superd
 
@@ -84,7 +84,10 @@ def test_comments(example: Example) -> None:
 
 def test_all_of_them_are_in_order() -> None:
     """The ones that are not enabled too, though their programs may not be installed."""
-    done = subprocess.run([sys.executable, "-I", "-m", "superd.cli.check", str(CONF_D)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-m", "superd.cli.check", str(CONF_D)],
+        capture_output=True, text=True, env={**os.environ, "USER": getuser()},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 

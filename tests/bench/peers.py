@@ -118,8 +118,22 @@ def answers(port: int) -> bool:
         return False
 
 
-def launch(bench: Bench, name: str, command: Sequence[str], ports: list[int], user: int | None = None) -> Daemon:
-    """Start `command`, its output in a file, and wait until every port answers.
+def listens(port: int) -> bool:
+    """Whether anybody listens there, found out without a connection, which would be the first one."""
+    wanted = f"0100007F:{port:04X}"
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(row[1] == wanted and row[3] == "0A" for row in rows)
+
+
+def launch(
+    bench: Bench,
+    name: str,
+    command: Sequence[str],
+    ports: list[int],
+    user: int | None = None,
+    is_up: Callable[[int], bool] = answers,
+) -> Daemon:
+    """Start `command`, its output in a file, and wait until every port answers, or whatever `is_up` asks.
 
     Raises Missing when it ends or does not answer within 15 s.
     """
@@ -134,7 +148,7 @@ def launch(bench: Bench, name: str, command: Sequence[str], ports: list[int], us
     for _ in procfs.until(time.monotonic() + 15):
         if process.poll() is not None:
             break
-        while waiting and answers(waiting[0]):
+        while waiting and is_up(waiting[0]):
             del waiting[0]
         if not waiting:
             return daemon
@@ -144,16 +158,17 @@ def launch(bench: Bench, name: str, command: Sequence[str], ports: list[int], us
     raise Missing(f"{name} {how}: {daemon.tail() or 'it said nothing'}")
 
 
-def superd_config(bench: Bench, ports: Sequence[int]) -> list[str]:
-    """Write a directory for superd, one service for each port, and return the command line."""
+MANY = "[limits]\nmax_connections = 1000\n"
+
+
+def superd_config(bench: Bench, ports: Sequence[int], runs: str | None = None, limits: str = MANY) -> list[str]:
+    """Write a directory for superd, one service for each port, and return the command line. runs: what, as keys."""
+    runs = runs or f'command = ["{bench.hello}"]'
     directory = bench.work / f"superd.{ports[0]}"
     (directory / "conf.d").mkdir(parents=True)
     for number, port in enumerate(ports):
         (directory / "conf.d" / f"hello{number}.toml").write_text(
-            f'listen  = "tcp:127.0.0.1:{port}"\n'
-            f'command = ["{bench.hello}"]\n'
-            f'user    = "nobody"\n'
-            f"[limits]\nmax_connections = 1000\n"
+            f'listen  = "tcp:127.0.0.1:{port}"\n{runs}\nuser    = "nobody"\n{limits}'
         )
     control = f"unix:{directory / 'control.sock'}"
     return [*bench.superd, "-c", str(directory), "--control", control, "--log", "logfmt"]
@@ -164,18 +179,38 @@ def start_superd(bench: Bench, services: int = 1) -> Daemon:
     return launch(bench, "superd", superd_config(bench, ports), ports)
 
 
-def start_xinetd(bench: Bench) -> Daemon:
+def start_superd_handler(bench: Bench) -> Daemon:
+    """The same service as a Python function."""
     (port,) = free_ports(1)
+    code = bench.work / "greeting.py"
+    code.write_text(f"def greet(connection):\n    connection.output.write({GREETING!r})\n")
+    command = superd_config(bench, [port], f'handler = "greeting:greet"\ncwd = "{bench.work}"')
+    return launch(bench, "superd-handler", command, [port])
+
+
+def start_xinetd_python(bench: Bench) -> Daemon:
+    """The same service as a Python script, in a Python that nobody can reach."""
+    python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
+    if python is None:
+        raise Missing("no python3 in /usr/bin")
+    script = bench.work / "greeting-script.py"
+    script.write_text(f"import sys\nsys.stdout.buffer.write({GREETING!r})\n")
+    return start_xinetd(bench, "xinetd-python", f"{python}\n    server_args = -I {script}")
+
+
+def start_xinetd(bench: Bench, name: str = "xinetd", server: str = "") -> Daemon:
+    (port,) = free_ports(1)
+    server = server or str(bench.hello)
     program, config = bench.find("xinetd", "xinetd"), bench.work / f"xinetd.{port}.conf"
     config.write_text(
         "service hello\n{\n"
         "    type = UNLISTED\n    flags = IPv4 NOLIBWRAP\n    bind = 127.0.0.1\n"
         f"    port = {port}\n    socket_type = stream\n    protocol = tcp\n    wait = no\n"
-        f"    user = nobody\n    server = {bench.hello}\n"
+        f"    user = nobody\n    server = {server}\n"
         "    instances = UNLIMITED\n    per_source = UNLIMITED\n    cps = 1000000 1\n}\n"
     )
     command = [program, "-dontfork", "-f", str(config), "-pidfile", str(bench.work / f"xinetd.{port}.pid")]
-    return launch(bench, "xinetd", command, [port])
+    return launch(bench, name, command, [port])
 
 
 def files_only(bench: Bench) -> list[str]:
@@ -226,6 +261,19 @@ def start_tcpserver(bench: Bench) -> Daemon:
     return launch(bench, "tcpserver", [program, *options, "127.0.0.1", str(port), str(bench.hello)], [port])
 
 
+def start_superd_on_demand(bench: Bench) -> Daemon:
+    """Nobody has asked for the service yet."""
+    (port,) = free_ports(1)
+    runs = f'command = ["{bench.work / "listen"}"]\nrun = "on-demand"\npass = "listen-fds"'
+    return launch(bench, "superd", superd_config(bench, [port], runs, ""), [port], is_up=listens)
+
+
+def start_socket_activate_on_demand(bench: Bench) -> Daemon:
+    (port,) = free_ports(1)
+    command = [bench.find("systemd-socket-activate", "systemd"), "-l", f"127.0.0.1:{port}", str(bench.work / "listen")]
+    return launch(bench, "systemd-socket-activate", command, [port], user=NOBODY.pw_uid, is_up=listens)
+
+
 def start_socket_activate(bench: Bench) -> Daemon:
     (port,) = free_ports(1)
     program = bench.find("systemd-socket-activate", "systemd")
@@ -234,12 +282,15 @@ def start_socket_activate(bench: Bench) -> Daemon:
     return launch(bench, "systemd-socket-activate", command, [port], user=NOBODY.pw_uid)
 
 
+SLOW = {"xinetd-python": 10}  # this many times fewer connections, so that it takes no minutes
 STARTERS: dict[str, Callable[[Bench], Daemon]] = {
     "superd": start_superd,
     "xinetd": start_xinetd,
     "openbsd-inetd": start_openbsd_inetd,
     "tcpserver": start_tcpserver,
     "systemd-socket-activate": start_socket_activate,
+    "superd-handler": start_superd_handler,
+    "xinetd-python": start_xinetd_python,
 }
 
 

@@ -1,6 +1,7 @@
 """superd beside other superservers, in one run, with the same tiny C service: how fast, how big, how hard to kill.
 
     python tests/bench/run.py [--quick] [--only NAME,...] [--parts rates,kill,leak,idle] [--install] ...
+    python tests/bench/run.py --scale [--sizes 10,10000] [--live 10,5000] [--curves DIR]    superd alone, growing
 
 Needs root (the services run as nobody) and gcc. What is printed is Markdown. The exit status is 0 whatever the figures
 are, 1 when something could not be measured, and with --assert also when a figure misses its mark.
@@ -34,17 +35,20 @@ from typing import Any
 
 import peers
 import procfs
+import scale
 from peers import Bench, Daemon, Missing
+from tables import table
 
 HERE = Path(__file__).resolve().parent
 CONCURRENCIES = (1, 16, 64)
-PARTS = ("rates", "kill", "leak", "idle")
+PARTS = ("rates", "kill", "leak", "idle", "first")
 MANAGER, SPAWNER = "superd-manager", "superd-spawner"
 SERVICE = "hello"
 BUSY = " (others are at work here: do not rely on rates and latencies)"
 
 # What superd is held to at every concurrency: its rate as a share of the other's, and whose CPU time it stays below.
 RATE_AT_LEAST = {"xinetd": 1.05, "openbsd-inetd": 1.3, "tcpserver": 0.85}
+HANDLER_RATE_AT_LEAST = {"xinetd": 2.5, "xinetd-python": 20}  # a Python function in superd: the C program in xinetd
 CPU_BELOW = ("xinetd", "openbsd-inetd")
 
 
@@ -103,6 +107,7 @@ class Report:
     kill: dict[str, Any] | None = None
     leak: dict[str, Any] | None = None
     idle: dict[str, Any] | None = None
+    first: dict[str, list[float]] | None = None
     verdicts: list[Verdict] = field(default_factory=list)
 
     def median(self, peer: str, concurrency: int, figure: Callable[[Round], float]) -> float:
@@ -110,11 +115,11 @@ class Report:
             figure(each) for each in self.rounds if (each.peer, each.concurrency) == (peer, concurrency)
         )
 
-    def ratio(self, peer: str, concurrency: int, figure: Callable[[Round], float]) -> float:
-        """superd's figure divided by the peer's: the median over the rounds, each compared within itself."""
+    def ratio(self, peer: str, concurrency: int, figure: Callable[[Round], float], our: str = "superd") -> float:
+        """Our figure divided by the peer's: the median over the rounds, each compared within itself."""
         ours, theirs = (
             [figure(each) for each in self.rounds if (each.peer, each.concurrency) == (name, concurrency)]
-            for name in ("superd", peer)
+            for name in (our, peer)
         )
         return statistics.median(a / b if b else float("inf") for a, b in zip(ours, theirs, strict=True))
 
@@ -148,6 +153,7 @@ def load(bench: Bench, port: int, connections: int, concurrency: int) -> dict[st
 
 
 def one_round(bench: Bench, daemon: Daemon, connections: int, concurrency: int) -> Round:
+    connections = max(1, connections // peers.SLOW.get(daemon.name, 1))
     before = procfs.settled(daemon.pid, SERVICE)
     found = load(bench, daemon.port, connections, concurrency)
     after = procfs.settled(daemon.pid, SERVICE)
@@ -265,6 +271,30 @@ def measure_start(bench: Bench) -> float:
         process.stdout.close()
 
 
+def measure_first(bench: Bench, report: Report, size: Size) -> dict[str, list[float]]:
+    """Milliseconds from connect to the whole greeting, of the client that starts an on-demand service."""
+    say(f"first: {size.starts} first clients each")
+    found: dict[str, list[float]] = {}
+    starters = [peers.start_superd_on_demand, peers.start_socket_activate_on_demand]
+    for _ in range(size.starts):
+        for start in list(starters):
+            try:
+                daemon = start(bench)
+            except Missing as error:
+                report.left_out.append(f"first: {error}")
+                starters.remove(start)
+                continue
+            try:
+                begin = time.monotonic()
+                served = peers.answers(daemon.port)
+                found.setdefault(daemon.name, []).append(1000 * (time.monotonic() - begin))
+                if not served:
+                    report.broken.append(f"first: {daemon.name} did not serve its first client: {daemon.tail()}")
+            finally:
+                daemon.stop()
+    return found
+
+
 def measure_idle(bench: Bench, daemon: Daemon, size: Size) -> dict[str, Any]:
     """Ten services, each of which has had a client (launch() asks every one), and then nobody comes."""
     say(f"idle: ten services, {size.idle_s:g} s of nothing; then {size.starts} starts")
@@ -299,12 +329,18 @@ def judge_rates(report: Report) -> list[Verdict]:
         found.append(Verdict(figure, f"{relation} {limit}", measured, all(met(value, limit) for value in values)))
 
     for peer in report.peers():
-        if peer in RATE_AT_LEAST:
+        if peer in RATE_AT_LEAST and "superd" in report.peers():
             rates = [report.ratio(peer, c, lambda r: r.rate) for c in at]
             compare(f"connections/s, superd : {peer}, {where}", ">=", RATE_AT_LEAST[peer], rates)
-        if peer in CPU_BELOW:
+        if peer in CPU_BELOW and "superd" in report.peers():
             cpu = [report.ratio(peer, c, lambda r: r.cpu_us) for c in at]
             compare(f"CPU per connection, superd : {peer}, {where}", "<", 1, cpu)
+    for peer, least in HANDLER_RATE_AT_LEAST.items():
+        if {"superd-handler", peer} <= set(report.peers()):
+            rates = [report.ratio(peer, c, lambda r: r.rate, "superd-handler") for c in at]
+            compare(f"connections/s, superd-handler : {peer}, {where}", ">=", least, rates)
+    if "superd" not in report.peers():
+        return found
     own = [report.median("superd", c, lambda r: r.own_us.get(MANAGER, 0) + r.own_us.get(SPAWNER, 0)) for c in at]
     compare(f"manager + spawner, µs per connection, {where}", "<=", 130, own, ".0f")
     if "xinetd" in report.peers():
@@ -315,7 +351,7 @@ def judge_rates(report: Report) -> list[Verdict]:
 
 
 def judge(report: Report, size: Size) -> list[Verdict]:
-    found = judge_rates(report) if "superd" in report.peers() else []
+    found = judge_rates(report)
     if (kill := report.kill) is not None:
         what = f"SIGKILL to the manager {kill['kills']} times in {kill['connections']} connections"
         failed, error = kill["failed"], kill["first_error"]
@@ -335,19 +371,10 @@ def judge(report: Report, size: Size) -> list[Verdict]:
         found.append(Verdict("idle, 10 services: PSS in all", "< 45 MB", f"{pss_mb:.1f} MB, {processes}", pss_mb < 45))
         found.append(Verdict("idle, 10 services: wake-ups", "< 2 /s", f"{often:.2f} /s", often < 2))
         found.append(Verdict("10 services: exec to ready", "< 0.4 s", f"{ready_s:.3f} s", ready_s < 0.4))
+    for name, times_ms in (report.first or {}).items():
+        middle = f"{statistics.median(times_ms):.1f} ms"
+        found.append(Verdict(f"on demand, first client, {name}", "-", middle, True))
     return found
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is also one to look at: equal widths, first column left, the others right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        return f"| {' | '.join([cells[0].ljust(widths[0]), *padded[1:]])} |"
-
-    rule = "|".join("-" * (width + 1) + ":" if i else "-" * (width + 2) for i, width in enumerate(widths))
-    return "\n".join([line(head), f"|{rule}|", *map(line, rows)])
 
 
 def render(report: Report, size: Size) -> str:
@@ -446,6 +473,8 @@ def run_all(bench: Bench, report: Report, names: Sequence[str], parts: Sequence[
                 daemon.stop()
     if "superd" not in names:
         return
+    if "first" in parts:
+        report.first = measure_first(bench, report, size)
     if "kill" in parts:
         report.kill = with_superd(bench, report, "kill", 1, lambda daemon: measure_kill(bench, daemon, size))
     if "leak" in parts:
@@ -498,6 +527,10 @@ def positive(text: str) -> int:
     return number
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    return tuple(sorted({positive(number) for number in text.split(",")}))
+
+
 def main() -> int:
     known = list(peers.STARTERS)
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -510,6 +543,10 @@ def main() -> int:
     parser.add_argument("--install", action="store_true", help="get the peers from the Debian archive first")
     parser.add_argument("--packages", type=Path, metavar="DIR", help="where xinetd and openbsd-inetd lie unpacked")
     parser.add_argument("--superd", type=shlex.split, metavar="COMMAND", help="superd (this Python, -I -m superd)")
+    parser.add_argument("--scale", action="store_true", help="instead: superd alone, with more and more services")
+    parser.add_argument("--sizes", type=sizes, default=scale.SIZES, metavar="N,...", help="how many services")
+    parser.add_argument("--live", type=sizes, default=scale.LIVE, metavar="N,...", help="how many live connections")
+    parser.add_argument("--curves", type=Path, metavar="DIR", help="where --scale draws its curves, as SVG")
     parser.add_argument("--assert", dest="strict", action="store_true", help="exit 1 when a figure misses its mark")
     args = parser.parse_args()
     if os.geteuid() != 0:
@@ -527,12 +564,18 @@ def main() -> int:
             peers.install(work)
         if shutil.which("gcc") is None:
             parser.error("no gcc (package gcc): the service and the load generator are C programs")
-        for program in ("hello", "load"):
+        for program in ("hello", "listen", "load"):
             subprocess.run(["gcc", "-O2", "-o", str(work / program), str(HERE / f"{program}.c")], check=True)
-        (work / "hello").chmod(0o755)
+        for program in ("hello", "listen"):
+            (work / program).chmod(0o755)
         unpacked = [work, args.packages or Path(os.environ.get("INTEROP_PKGS", "/tmp/superd-interop-pkgs"))]
         superd = tuple(args.superd or [sys.executable, "-I", "-m", "superd"])
         bench = Bench(work, work / "hello", superd, tuple(each for each in unpacked if peers.trusted(each)))
+        if args.scale:
+            effort = scale.QUICK if args.quick else scale.Effort()
+            found = scale.run(bench, args.sizes, args.live, args.curves, effort)
+            print(*report.machine, found, sep="\n\n", end="")
+            return 0
         run_all(bench, report, args.only, args.parts, size)
     report.verdicts = judge(report, size)
     print(render(report, size), end="")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -52,12 +53,13 @@ def test_load_is_content_with_right_replies(tmp_path: Path, require: Callable[[s
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the bench needs root: services run as nobody")
+@pytest.mark.quiet
 def test_a_quick_run_prints_its_tables(tmp_path: Path, require: Callable[[str], str]) -> None:
     for program in ("gcc", "tcpserver"):
         require(program)
     figures = tmp_path / "figures.json"
     bench = [sys.executable, str(HERE / "run.py"), "--quick", "--json", str(figures)]
-    what = ["--only", "superd,tcpserver", "--parts", "rates,kill,leak"]
+    what = ["--only", "superd,tcpserver", "--parts", "rates,kill,leak,first"]
     done = subprocess.run([*bench, *what], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())
@@ -68,4 +70,23 @@ def test_a_quick_run_prints_its_tables(tmp_path: Path, require: Callable[[str], 
     assert sum(each["failed"] for each in found["rounds"]) == 0
     assert (found["kill"]["failed"], found["kill"]["kills"]) == (0, 2)
     assert found["leak"]["fd_changes"] == found["leak"]["zombies"] == []
+    assert {len(times) for times in found["first"].values()} == {3} and "superd" in found["first"]
     assert "| superd : peer" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the bench needs root: services run as nobody")
+@pytest.mark.quiet
+def test_scale_prints_its_tables_and_draws_its_curves(tmp_path: Path, require: Callable[[str], str]) -> None:
+    require("gcc")
+    bench = [sys.executable, str(HERE / "run.py"), "--scale", "--quick", "--sizes", "3,20", "--live", "2,9"]
+    done = subprocess.run(
+        [*bench, "--curves", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+    assert rows == ["services", "-" * 10, "3 unix", "20 unix", "3 tcp", "20 tcp", "live", "-" * 6, "2", "9"]
+    drawn = {path.stem: ElementTree.parse(path).getroot() for path in tmp_path.glob("*.svg")}
+    assert sorted(drawn) == ["accept", "change", "live-accept", "live-memory", "memory", "start"]
+    for name, image in drawn.items():
+        lines = image.findall("{http://www.w3.org/2000/svg}polyline")
+        assert [len(line.attrib["points"].split()) for line in lines] == [2] * (1 if name.startswith("live") else 2)

@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import PYTHON, TIMEOUT_S, Superd, read_all, wait_gone
+from harness import PYTHON, TIMEOUT_S, Superd, read_all, toml, wait_gone
 
 Require = Callable[[str], str]
 Script = Callable[[str], str]
@@ -112,6 +113,79 @@ def test_gunicorn(superd: Superd, require: Require, script: Script, mode: str) -
     assert workers <= set(superd.services()) - {start["pid"]}  # its children, found below superd
     superd.stop()
     assert superd.wait_record(event="exit", service="web")["status"] == 0
+
+
+@pytest.mark.interop
+def test_starman(superd: Superd, require: Require) -> None:
+    """A pre-forking server that knows Server::Starter's variable and no other."""
+    starman, curl = require("starman"), require("curl")
+    home = superd.room("home")
+    (home / "app.psgi").write_text("sub { [200, [], ['hello ' . getppid()]] };")
+    superd.write(
+        "web",
+        f"""
+        listen = "tcp:127.0.0.1:0"
+        run = "on-demand"
+        fd_protocols = ["server-starter"]
+        command = ["{starman}", "--workers", "2", "{home}/app.psgi"]
+        """,
+    )
+    superd.start()
+    url = "http://{}:{}/".format(*superd.address("web"))
+    answers = {client(curl, "-sS", "--fail", url, home=home) for _ in range(3)}
+    assert answers == {f"hello {superd.wait_record(event='start', service='web')['pid']}"}
+    superd.call("Stop", names=["web"])
+    assert superd.wait_record(event="exit", service="web")["status"] == 0
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("pass_", ["stdio", "listen-fds"])
+def test_fcgiwrap(superd: Superd, require: Require, pass_: str) -> None:
+    """The two ways to get a UNIX listener: FastCGI's own, on fd 0, and systemd's."""
+    program = require("fcgiwrap")
+    cgi = superd.room("www") / "script"
+    cgi.write_text("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; echo $QUERY_STRING $PPID\n")
+    cgi.chmod(0o755)
+    listen = f"unix:{superd.dir}/fcgi.sock"
+    superd.write("cgi", toml(listen=listen, run="on-demand", pass_=pass_, command=[program]))
+    superd.start()
+    for number in range(3):
+        variables = {"SCRIPT_FILENAME": str(cgi), "REQUEST_METHOD": "GET", "QUERY_STRING": f"n={number}"}
+        pairs = b"".join(bytes([len(k), len(v)]) + f"{k}{v}".encode() for k, v in variables.items())
+        with superd.connect("cgi") as conn:
+            conn.sendall(
+                fastcgi(1, b"\0\1\0\0\0\0\0\0") + fastcgi(4, pairs) + fastcgi(4, b"") + fastcgi(5, b"")
+            )  # a responder without keep-alive, its variables, no standard input
+            answer = read_all(conn)
+        assert f"n={number} {superd.wait_record(event='start', service='cgi')['pid']}\n".encode() in answer
+    assert len(superd.find_records(event="start", service="cgi")) == 1
+
+
+def fastcgi(kind: int, content: bytes) -> bytes:
+    return struct.pack(">BBHHBx", 1, kind, 1, len(content), 0) + content
+
+
+@pytest.mark.interop
+def test_ngircd(superd: Superd, require: Require, service_user: str) -> None:
+    """Both of its clients are in one process, over two listeners of different families."""
+    program = require("ngircd")
+    (superd.dir / "ngircd.conf").write_text(
+        "[Global]\nName=irc.example.net\nInfo=x\nMotdPhrase=x\n[Options]\nIdent=no\nDNS=no\nPAM=no\n"
+    )
+    argv = [program, "--nodaemon", "--config", str(superd.dir / "ngircd.conf")]
+    listen = ["tcp:127.0.0.1:0", "tcp6:[::1]:0"]
+    superd.write("irc", toml(listen=listen, run="on-demand", user=service_user, command=argv))
+    superd.start()
+    with superd.connect("irc", 0) as first, superd.connect("irc", 1) as second:
+        for name, conn in {"first": first, "second": second}.items():
+            conn.sendall(f"NICK {name}\r\nUSER {name} 0 * :x\r\n".encode())
+            lines = conn.makefile("rb")
+            while b" 376 " not in lines.readline():  # the end of its greeting
+                pass
+        first.sendall(b"PRIVMSG second :hello\r\n")
+        assert lines.readline().endswith(b" PRIVMSG second :hello\r\n")
+    superd.call("Stop", names=["irc"])
+    assert superd.wait_record(event="exit", service="irc")["status"] == 0
 
 
 @pytest.mark.interop

@@ -101,6 +101,20 @@ def test_places_are_freed_whatever_the_exit(superd: Superd) -> None:  # A6 B6
     assert (row["now"], row["total"]) == (0, 300)
 
 
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_client_that_is_back_before_the_news(superd: Superd, gate: bool) -> None:  # A6
+    """One after the other from one source: nobody waits for superd to have heard of the last end."""
+    more = {"access": {"allow": ["127.0.0.1"]}} if gate else {}
+    cat(superd, command=["/bin/false"], limits={"max_per_source": 1}, **more)
+    superd.start()
+    for _ in range(300):
+        with superd.connect("cat") as client:
+            assert read_all(client) == b""
+    superd.wait_for("cat", "idle")
+    assert not superd.find_records(event="refused")
+    assert superd.status("cat")["total"] == 300
+
+
 def test_grandchild_keeps_the_connection(superd: Superd) -> None:  # A7
     """The place is the main process's: a second client comes in while a grandchild holds the first connection."""
     cat(superd, command=["/bin/sh", "-c", "sleep 1000 & echo $!"], limits={"max_connections": 1})

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -227,3 +228,25 @@ def test_progress_is_one_line_on_a_terminal(superd: Superd) -> None:
             assert process.stdout.read().startswith(b"cat: stopped")
         assert terminal.read(1000).endswith(b"\r\x1b[K")  # nothing of it is left
     assert process.returncode == 0
+
+
+# --- wait
+
+
+def test_wait_follows_the_name(superd: Superd) -> None:
+    """A file that enables its service makes another one of it, and one that has gone is waited for no longer."""
+    text = toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"])
+    superd.write("s", text + "enabled = false\n")
+    superd.write("gone", text)
+    superd.start()
+    assert superd.call("Stop", names=["gone"])["results"][0]["ok"]
+    before = len(os.listdir(f"/proc/{superd.manager}/fd"))
+    with ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(superd.call, "Wait", names=[name], **{"for": "active"}) for name in ("s", "gone")]
+        eventually(lambda: len(os.listdir(f"/proc/{superd.manager}/fd")), before + 2)
+        superd.status("s")
+        superd.write("s", text)
+        (superd.conf / "conf.d/gone.toml").unlink()
+        enabled, gone = (wait.result(TIMEOUT_S)["results"][0] for wait in waits)
+    assert (enabled["ok"], enabled["state"]) == (True, "listening")
+    assert (gone["ok"], gone["state"], gone["note"]) == (False, "stopped", "its file has gone")

@@ -174,5 +174,10 @@ def test_commands_around_each_form_of_ready(superd: Superd, form: str) -> None:
     superd.wait_for("s", "ready")
     assert superd.call("Restart", names=["s"])["results"][0]["ok"]
     assert superd.call("Stop", names=["s"])["results"][0]["ok"]
-    said = [row["message"] for row in superd.find_records(event="output", service="s") if row["message"] != "up"]
-    assert said == ["start_pre", "start_post", "stop_post"] * 2
+    wanted = ["start_pre", "start_post", "stop_post"] * 2
+
+    def said() -> list[str]:
+        return [row["message"] for row in superd.find_records(event="output", service="s") if row["message"] != "up"]
+
+    eventually(lambda: len(said()) >= len(wanted), True)
+    assert said() == wanted

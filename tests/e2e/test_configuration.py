@@ -105,7 +105,7 @@ def test_nothing_to_do(superd: Superd) -> None:
     assert superd.call("List")["services"] == []
 
 
-@pytest.mark.parametrize("argument", ["--nonsense", "-c/nonexistent"])
+@pytest.mark.parametrize("argument", ["--nonsense", "-c/nonexistent", "--control=tcp:127.0.0.1:1", "--control="])  # J2
 def test_wrong_usage(argument: str) -> None:
     done = subprocess.run([sys.executable, "-I", "-m", "superd", argument], capture_output=True, text=True, timeout=20)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("superd: ")

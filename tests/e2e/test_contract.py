@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PYTHON, TIMEOUT_S, Superd, fetch, read_all, toml
+from harness import PYTHON, TIMEOUT_S, Superd, ask, fetch, read_all, toml
 
 # Reports on itself to the first client, at fd 0 or 3, connection or listener; then ends.
 REPORT = """
@@ -229,6 +229,25 @@ def test_inherited_socket(superd: Superd, run: str) -> None:
             superd.wait_record(message=re.compile("took over"))
 
 
+def test_inherited_datagram_socket_has_no_connections(superd: Superd) -> None:
+    """Said when it is taken, and the socket waits until the file is right."""
+    superd.write("s", toml(listen="fd:in", command=["/bin/cat"]))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as inherited:
+        inherited.bind(("127.0.0.1", 0))
+        code = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid())\n"
+        wrapper = [PYTHON, "-c", f"{code}os.execv(sys.argv[2], sys.argv[2:])", str(inherited.fileno())]
+        environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_FDNAMES": "in"}
+        superd.start(pass_fds=[inherited.fileno()], environment=environment, wrapper=wrapper)
+        superd.wait_record(service="s", level="err", message=re.compile("is a datagram socket, which has no connec"))
+        code = "import socket; s = socket.socket(fileno=3); s.sendto(b'taken', s.recvfrom(9)[1])"
+        superd.write("s", toml(listen="fd:in", run="on-demand", command=[PYTHON, "-I", "-c", code]))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(TIMEOUT_S)
+            client.connect(inherited.getsockname())
+            client.send(b"x")
+            assert client.recv(9) == b"taken"
+
+
 def test_vsock(superd: Superd) -> None:
     try:
         with socket.socket(socket.AF_VSOCK) as probe, socket.socket(socket.AF_VSOCK) as other:
@@ -254,6 +273,26 @@ def test_per_connection_on(superd: Superd, scheme: str) -> None:
     with superd.connect("s") as client:
         answer = client.recv(100).decode().split()
     assert answer == {"tcp6": ["TCP", "::1"], "tcp": ["TCP", "127.0.0.1"]}.get(scheme, ["IPC"])
+
+
+def test_a_fifo_has_one_direction(superd: Superd) -> None:
+    """What cat(1) writes goes to the log, and not back into the FIFO that it reads."""
+    superd.write("s", toml(listen=f"fifo:{superd.dir}/f", command=["/bin/cat"], **{"pass": "stdio"}))
+    superd.start()
+    for line in ("one", "two"):
+        (superd.dir / "f").write_text(f"{line}\n")
+        superd.wait_record(event="output", service="s", message=line)
+    assert len(superd.find_records(event="output")) == 2
+
+
+def test_priority_of_a_connection(superd: Superd) -> None:
+    """Linux gives an accepted socket all options of the listener but this one."""
+    code = "import socket; print(socket.socket(fileno=0).getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY))"
+    for name, keys in {"now": {}, "later": {"first_byte_timeout": "20s"}}.items():
+        sockets = [{"listen": "tcp:127.0.0.1:0", "priority": 5}]
+        superd.write(name, toml(command=[PYTHON, "-I", "-c", code], socket=sockets, limits=keys))
+    superd.start()
+    assert fetch(superd.connect("now")) == ask(superd.connect("later"), b"") == b"5\n"
 
 
 def test_everything_is_bound_when_ready(superd: Superd) -> None:  # P4

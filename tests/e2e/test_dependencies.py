@@ -162,6 +162,7 @@ def test_operators_orders(superd: Superd, program: str) -> None:
         mark = superd.mark()
         assert superd.call("Stop", names=["db"])["results"][0]["ok"]
         assert client.recv(1) == b""
+    superd.wait_record(after=mark, event="exit", service="db")
     ends = order(superd, "exit", after=mark)
     assert sorted(ends) == ["db", "echo", "part", "web"]
     assert ends.index("echo") < ends.index("web") < ends.index("db")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SHOUT = r"""
 import os, signal, sys
 
 imported_by = os.getpid()
+print("printed while it is imported")
 
 def serve(conn):
     for line in conn.input:
@@ -34,6 +36,7 @@ def fail(conn):
     conn.output.write(b"so far\n")
     conn.output.flush()
     print("to the log", file=sys.stderr)
+    conn.output.write(b"and this\n")
     raise RuntimeError("no more")
 
 def leave(conn):
@@ -61,6 +64,7 @@ def write(superd: Superd, function: str, *, code: str = SHOUT, name: str = "s", 
 def test_lines(superd: Superd) -> None:
     write(superd, "serve")
     superd.start()
+    superd.wait_record(event="output", service="s", message="printed while it is imported")
     for text in (b"hello\n", b"again\nand again\n"):
         with superd.connect("s") as client:
             assert ask(client, text) == text.upper()
@@ -82,7 +86,11 @@ def test_what_it_sees(superd: Superd) -> None:  # E5 E6 E13 E17 E23
 
 @pytest.mark.parametrize(
     ("function", "answer", "end"),
-    [("fail", b"so far\n", {"status": 1}), ("leave", b"", {"status": 7}), ("killed", b"", {"signal": "KILL"})],
+    [
+        ("fail", b"so far\nand this\n", {"status": 1}),
+        ("leave", b"", {"status": 7}),
+        ("killed", b"", {"signal": "KILL"}),
+    ],
 )
 def test_ends(superd: Superd, function: str, answer: bytes, end: dict[str, object]) -> None:
     """An exception is logged with its traceback and the connection's id; statuses are as for any service."""
@@ -150,12 +158,32 @@ def test_new_code(superd: Superd, how: str) -> None:
         assert ask(new, b"") == b"waiting\nnew, and longer"
 
 
+HALF = {"empty": "", "error": "raise RuntimeError", "code": SHOUT.replace('b"old"', 'b"half"')}
+
+
+@pytest.mark.parametrize("half", HALF.values(), ids=list(HALF))
+def test_written_while_it_is_read(superd: Superd, half: str) -> None:
+    """An editor that writes in place: a look may come before it has finished, and what follows is news again."""
+    path = write(superd, "wait")
+    superd.start()
+    with superd.connect("s") as client:
+        assert ask(client, b"") == b"waiting\nold"
+    # The import itself finishes the file, so no look can come in between.
+    path.with_name("rest").write_text(SHOUT.replace('b"old"', 'b"longer"'))
+    finish = "import os, pathlib; pathlib.Path('shout.py').write_bytes(pathlib.Path('rest').read_bytes())\n"
+    path.chmod(0o666)
+    path.write_text(finish + half)
+    wait_for_the_next_look(superd)
+
+
 def wait_for_the_next_look(superd: Superd) -> None:
     """Files are looked at once a second, when a connection comes."""
-    while True:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
         with superd.connect("s") as client:
             if ask(client, b"").endswith(b"longer"):
                 return
+    pytest.fail("the new code was never served")
 
 
 def test_cannot_be_imported(superd: Superd) -> None:

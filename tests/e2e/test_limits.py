@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import struct
 
 import pytest
 from harness import PYTHON, Superd, ask, cpu_s, fetch, read_all, toml
@@ -74,6 +75,15 @@ def test_one_source_is_refused(superd: Superd, scheme: str) -> None:  # B3 A6
     superd.wait_record(event="refused", service="cat", message=re.compile("source"))
 
 
+def test_max_connections_can_be_switched_off(superd: Superd) -> None:  # B5
+    hold(superd, limits={"max_connections": 1})
+    superd.start()
+    with served(superd.connect("cat")), superd.connect("cat") as second:
+        hold(superd, limits={"max_connections": "off"})
+        with served(second), served(superd.connect("cat")):
+            pass
+
+
 def test_counts_survive_the_manager(superd: Superd) -> None:  # B3
     """A source's connections still count when another manager has taken over."""
     superd.garbage_expected = True
@@ -104,6 +114,18 @@ def test_service_that_takes_nothing(superd: Superd, command: list[str]) -> None:
         fixed.symlink_to(PYTHON)
         fixed.replace(program)
         assert read_all(client) == b"served"
+
+
+@pytest.mark.parametrize("listen", ["tcp:127.0.0.1:0", "unix:socket"])
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_client_that_has_gone_and_was_never_taken(superd: Superd, listen: str, how: str) -> None:  # B7
+    """It waits in the queue like any other, so the service is started ever more slowly."""
+    hold(superd, listen=listen, run="on-demand", command="/bin/false")
+    superd.start()
+    with superd.connect("cat") as client:
+        if how == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    superd.wait_record(service="cat", message=re.compile("trying again in 0.8 s"))
 
 
 SERVE = "import socket; socket.socket(fileno=3).accept()[0].sendall(b'served')"

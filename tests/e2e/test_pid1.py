@@ -212,6 +212,7 @@ def test_twice(cat: Superd, namespace: list[str], pair: tuple[str, str]) -> None
     assert cat.garbage == []
 
 
+@pytest.mark.quiet
 def test_it_sleeps_when_idle(cat: Superd, namespace: list[str]) -> None:  # (e)20
     """Voluntary context switches of keeper and manager in a second without anything to do.
 

@@ -86,6 +86,7 @@ SHOWN = (
     keyed("sandbox.ambient_capabilities", "", '["chown"]', table="sandbox", root=True),
     keyed("sandbox.private_tmp", "false", "true", table="sandbox", root=True),
     keyed("sandbox.private_network", "false", "true", table="sandbox", root=True),
+    keyed("sandbox.private_pids", "false", "true", table="sandbox", root=True),
     keyed("sandbox.read_only", "", '["/usr"]', table="sandbox", root=True),
     keyed("sandbox.read_write", "", '["/usr/lib"]', table="sandbox", root=True, shown=False),
     # sockets: the same one before and after
@@ -265,7 +266,10 @@ def look_at(superd: Superd, wanted: set[str]) -> dict[str, dict[str, Any]]:
     pidfd = os.pidfd_open(superd.manager)
     try:
         for fd in os.listdir(f"/proc/{superd.manager}/fd"):
-            inode = os.readlink(f"/proc/{superd.manager}/fd/{fd}").removeprefix("socket:[").rstrip("]")
+            try:
+                inode = os.readlink(f"/proc/{superd.manager}/fd/{fd}").removeprefix("socket:[").rstrip("]")
+            except FileNotFoundError:  # closed meanwhile
+                continue
             if inode in wanted:
                 copy = libc.syscall(_SYS_PIDFD_GETFD, pidfd, int(fd), 0)
                 assert copy >= 0, os.strerror(ctypes.get_errno())
@@ -488,24 +492,30 @@ def test_fd_store_where_there_was_none(superd: Superd) -> None:
     assert reload(superd)["a"]["action"] == "in place"
 
 
-SLOW = "import time\ntime.sleep({})\ndef serve(conn):\n    conn.output.write(b'{}')\n"
+BLOCKED = "open({!r}).close()\ndef serve(conn):\n    conn.output.write(b'{}')\n"
 
 
 def test_context_changes_while_a_handler_is_imported(superd: Superd) -> None:
     room = superd.room("code")
-    (room / "slow.py").write_text(SLOW.format(0, "old"))
+    (room / "slow.py").write_text(BLOCKED.format("/dev/null", "old"))
     text = f'listen = "{TCP}"\nhandler = "slow:serve"\ncwd = "{room}"\n'
     superd.write("a", text)
     superd.start("--no-watch")
     with superd.connect("a") as client:
         assert read_all(client) == b"old"
-    (room / "slow.py").write_text(SLOW.format(1, "new"))
+    gate = room / "gate"
+    os.mkfifo(gate)
+    (room / "slow.py").write_text(BLOCKED.format(str(gate), "new"))
     superd.call("Restart", names=["a"], wait=False)
     eventually(lambda: superd.status("a")["state"], "starting")
     superd.write("a", text + 'umask = "0077"\n')
     assert reload(superd)["a"]["action"] == "restart"
-    with superd.connect("a") as client:
-        assert read_all(client) == b"new"
+    opened = os.open(gate, os.O_RDWR)  # whoever opens it from now on goes through as well
+    try:
+        with superd.connect("a") as client:
+            assert read_all(client) == b"new"
+    finally:
+        os.close(opened)
     assert superd.status("a")["state"] == "listening"
 
 

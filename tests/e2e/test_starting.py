@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from harness import PYTHON, Superd, ask, cpu_share, eventually, fetch, injected, no_free_fd, read_all, toml
 
+from superd.system.context import has_capability
+
 Require = Callable[[str], str]
 
 BROKEN: dict[str, Callable[[Path], object]] = {
@@ -197,6 +199,30 @@ def test_few_descriptors(superd: Superd) -> None:  # F21 N3
     for client in clients:
         assert ask(client, b"x") == b"x"
     superd.wait_for("s", "idle")
+
+
+def test_a_hard_limit_that_has_to_be_raised(superd: Superd) -> None:
+    """A service may have more files than superd: whoever it runs as, if superd may; if not, that is said."""
+    code = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)"
+    superd.write("s", toml(listen="tcp:127.0.0.1:0", command=[PYTHON, "-I", "-c", code], rlimit={"nofile": [300, 400]}))
+    superd.start(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)))
+    with superd.connect("s") as client:
+        if has_capability("CAP_SYS_RESOURCE"):
+            assert client.recv(100) == b"300 400\n"
+        else:
+            text = (
+                "limits: cannot raise the hard limit of nofile from 256 to 400 without CAP_SYS_RESOURCE.*; clients wait"
+            )
+            superd.wait_record(service="s", message=re.compile(text))
+
+
+def test_a_log_that_cannot_be_written(superd: Superd) -> None:
+    superd.write("s", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"], stderr="file:/proc/nobody/log"))
+    superd.start()
+    with superd.connect("s") as client:
+        assert client.recv(1) == b""
+    text = "cannot start /bin/cat: output: /proc/nobody/log: no such file or directory; client closed"
+    superd.wait_record(service="s", message=text)
 
 
 def test_many_idle_sessions(superd: Superd) -> None:  # N3 X13

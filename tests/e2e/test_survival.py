@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import PYTHON, Superd, ask, comm, descendants, eventually, fetch, read_all, toml, wait_gone
+from harness import PYTHON, Superd, ask, comm, cpu_share, descendants, eventually, fetch, read_all, toml, wait_gone
 
 Require = Callable[[str], str]
 TOOK_OVER = re.compile("took over")
@@ -317,3 +319,91 @@ def test_what_the_last_manager_left_makes_no_sense(survivor: Superd, root: None)
         survivor.wait_record(after=mark, message=TOOK_OVER)
         all_serve(survivor)
         assert survivor.status("always")["pid"] == always
+
+
+@contextmanager
+def on_their_way(count: int) -> Iterator[None]:
+    """So many fds of our user have been sent and not been received."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for _ in range(0, count, 100):
+            socket.send_fds(ours, [b"x"], [0] * 100)
+        yield
+
+
+@pytest.mark.quiet
+def test_no_more_descriptors_may_be_sent(superd: Superd, require: Require) -> None:  # A1
+    """ETOOMANYREFS, which programs of the same user can bring about, and which CAP_SYS_RESOURCE would spare root:
+    clients wait, a new manager waits for what it is to have, and nothing is lost."""
+    superd.garbage_expected = True
+    superd.write("cat", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"], limits={"max_connections": 200}))
+    drop = [require("setpriv"), "--bounding-set", "-sys_resource,-sys_admin"] if os.geteuid() == 0 else []
+    superd.start(wrapper=drop, preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (250, 250)))
+    with session(superd) as first:
+        with on_their_way(300):
+            clients = [superd.connect("cat") for _ in range(50)]
+            superd.wait_record(level="warning", message=re.compile("more descriptors on their way .*clients wait"))
+        for client in clients:
+            assert ask(client, b"x") == b"x"
+        with on_their_way(300):
+            mark = superd.mark()
+            superd.kill_role("superd-manager")
+            client = superd.connect("cat")
+            eventually(lambda: len(superd.pids()["superd-manager"]), 1)
+            pid = superd.manager
+            assert cpu_share(superd.pid, 0.5) < 0.3
+        assert ask(client, b"x") == b"x"
+        superd.wait_record(after=mark, message=TOOK_OVER)
+        assert superd.manager == pid
+        first.sendall(b"y")
+        assert first.recv(1) == b"y"
+
+
+def test_a_stop_whose_managers_die(superd: Superd) -> None:  # G5, H10, X26
+    """Three of them: superd ends all the same, says so, and leaves nobody."""
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(1000)"
+    superd.write("deaf", toml(run="always-on", stop_timeout="20s", command=[PYTHON, "-I", "-c", code]))
+    superd.garbage_expected = True
+    superd.start()
+    pid = superd.wait_record(event="start", service="deaf")["pid"]
+    superd.wait_record(event="output", service="deaf", message="ready")
+    os.kill(superd.pid, signal.SIGTERM)
+    for number in range(3):
+        superd.wait_records(number + 1, message="stopping")
+        superd.kill_role("superd-manager")
+    wait_gone(pid)
+    assert superd.wait_exit() == 1
+    assert any("superd ends without one" in line for line in superd.lines)
+
+
+def test_keeper_killed(superd: Superd) -> None:  # G17, H10, E (19)
+    """The ports are free at once, and soon nobody is left of services that do not care for TERM; clients go on."""
+    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(1000)"
+    superd.write("deaf", toml(listen=f"unix:{superd.dir}/deaf", run="always-on", command=[PYTHON, "-I", "-c", code]))
+    superd.write("stays", toml(run="always-on", command=["/bin/sleep", "1000"]))
+    superd.write("cat", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+    superd.garbage_expected = True
+    superd.start()
+    superd.wait_record(event="output", service="deaf", message="ready")
+    pids = [superd.wait_record(event="start", service=name)["pid"] for name in ("deaf", "stays")]
+    address = superd.address("cat")
+    with superd.connect("cat") as client:
+        client.sendall(b"1")
+        assert client.recv(1) == b"1"
+        superd.kill_role("superd-keeper")
+        with socket.socket() as free:
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            eventually(lambda: bind(free, address), True)
+        for pid in pids:
+            wait_gone(pid)
+        client.sendall(b"2")
+        assert client.recv(1) == b"2"
+    assert superd.wait_exit() == -signal.SIGKILL
+
+
+def bind(sock: socket.socket, address: tuple[str, int]) -> bool:
+    try:
+        sock.bind(address)
+    except OSError:
+        return False
+    return True

@@ -46,6 +46,7 @@ def test_start_limit(superd: Superd, again: list[str]) -> None:  # G15, TEST-07-
     assert superd.status("s")["state"] == "ready"
 
 
+@pytest.mark.quiet  # each stop looks at all processes of the machine
 @pytest.mark.parametrize("run", ["always-on", "on-demand"])
 @pytest.mark.parametrize("status", [0, 1])
 def test_restart_storm(superd: Superd, run: str, status: int) -> None:  # G14, TEST-07-PID1.issue-3166

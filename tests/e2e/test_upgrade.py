@@ -236,7 +236,7 @@ def link(pid: int, fd: str) -> str:
         return ""
 
 
-def test_as_pid_1(superd: Installed) -> None:
+def test_as_pid_1(superd: Installed, root: None) -> None:
     """Orphans are reaped all the same, signals reach it, and nothing is left of the mask in which it changed."""
     superd.write("echo", toml(listen="tcp:127.0.0.1:0", command=["/bin/sh", "-c", "sleep 0.2 & exec cat"]))
     superd.write("once", toml(run="always-on", command=["/bin/sleep", "1000"]))

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -858,37 +859,55 @@ OURS = (
 )
 
 
-@row("X26", "EIO at the N-th system call of a start")
+@row("X26", "EIO, EMFILE, ENOMEM at the N-th call of each system call", short=True)
 def x26(trial: Trial, full: bool) -> Figures:  # X26
-    """Each start is clean, or ends with a message and a status: no hang, no traceback, nobody left."""
+    """Each start is clean, or ends with a message and a status; so does the stop. No hang, no traceback, nobody left.
+
+    strace(1) counts for each process and each system call by itself: in one run the N-th of all of them fail, again in
+    each manager that follows. From N = 24 on there is nothing left to fail.
+    """
     figures: Figures = {}
-    numbers = range(2, 200, 2) if full else (25, 40)
-    clean = refused = 0
-    for number in numbers:
-        with Superd() as superd:
-            superd.garbage_expected = True
-            superd.write("cat", toml(listen=f"unix:{superd.dir}/x.sock", command=["/bin/cat"]))
-            superd.write("stays", toml(listen=LOOPBACK_TCP, run="always-on", command=["/bin/sleep", "1000"]))
-            inject = f"inject={OURS}:error=EIO:when={number}"
-            tracer = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={OURS}", "-e", inject]
-            superd.launch(wrapper=tracer)
-            try:
-                superd.wait_line(re.compile(r"ready: \d+ services?"))
-                clean += 1
-            except AssertionError:
-                if superd._process is not None and superd._process.poll() is None:
-                    check(figures, False, f"{number}: neither ready nor ended: {superd.log()[-300:]}")
-                refused += 1
-            # An interpreter that cannot read the library says so in its own way.
-            if any("Traceback" in line for line in superd.lines) and "importlib._bootstrap" not in superd.log():
-                check(figures, False, f"{number}: a traceback: {superd.log()[-600:]}")
-            try:
-                superd.stop(timeout=30.0)
-            except AssertionError as error:
-                if "ended with" not in str(error) or "ended with -" in str(error) or not superd.lines:
-                    check(figures, False, f"{number}: {str(error)[:200]}")
-    figures |= {"runs": len(numbers), "ready": clean, "ended": refused}
+    runs = [(error, number) for error in ("EIO", "EMFILE", "ENOMEM") for number in range(1, 24)]
+    ended = Counter(_start_with_injection(figures, error, number) for error, number in (runs if full else SOME_OF_X26))
+    figures |= {"runs": ended.total()} | dict(ended)
     return figures
+
+
+SOME_OF_X26 = (("EIO", 3), ("EIO", 8), ("EIO", 13), ("EMFILE", 4))  # trio, its epoll, a listener; a wake-up pipe
+
+
+def _start_with_injection(figures: Figures, error: str, number: int) -> str:
+    """How it came out: "clean", "ended" by itself or "stopped" with a message and status 1."""
+    with Superd() as superd:
+        superd.garbage_expected = True
+        superd.write("cat", toml(listen=f"unix:{superd.dir}/x.sock", command=["/bin/cat"]))
+        superd.write("stays", toml(listen=LOOPBACK_TCP, run="always-on", command=["/bin/sleep", "1000"]))
+        inject = f"inject={OURS}:error={error}:when={number}"
+        superd.launch(wrapper=["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={OURS}", "-e", inject])
+        result, problem = "clean", ""
+        try:
+            superd.wait_line(re.compile(r"ready: \d+ services?"))
+        except AssertionError:
+            result, code = "ended", status_of(superd)
+            problem = "" if code == 1 and superd.lines else f"neither ready nor ended with 1: {code}"
+        try:
+            superd.stop(timeout=30.0)
+        except AssertionError as error_:
+            result = "stopped"
+            problem = "" if "ended with 1," in str(error_) else str(error_)[:200]
+        check(figures, not problem, f"{error} {number}: {problem}")
+        # An interpreter that cannot read its library says so in its own way.
+        if any("Traceback" in line for line in superd.lines) and "importlib._bootstrap" not in superd.log():
+            check(figures, False, f"{error} {number}: a traceback: {superd.log()[-600:]}")
+        return result
+
+
+def status_of(superd: Superd) -> int | None:
+    """Its exit status; None when it does not end."""
+    try:
+        return superd.wait_exit(timeout=30.0)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 @row("X27", "kill -9 of all roles at any point", short=True)

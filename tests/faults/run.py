@@ -1,6 +1,6 @@
 """Inject every fault of the plan into a superd under load, and print what came of it.
 
-    python tests/faults/run.py [--short] [--soak SECONDS] [ROW...]
+    python tests/faults/run.py [--short] [--soak SECONDS] [--beside] [ROW...]
 
 Root, strace, unshare and libfaketime are needed. Exit status 1 when a row misses its line.
 """
@@ -35,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--short", action="store_true", help="short faults, as in `make test`")
     parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS", help="row X28, that long")
+    parser.add_argument("--beside", action="store_true", help="instead: five figures beside xinetd and openbsd-inetd")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default all")
     arguments = parser.parse_args()
     chosen = [ROWS[name] for name in arguments.rows] if arguments.rows else list(ROWS.values())
@@ -42,6 +43,10 @@ def main() -> int:
         work = lambda trial, full: soak(trial, arguments.soak)  # noqa: E731
         chosen = [*(chosen if arguments.rows else []), Row("X28", "soak", work, Allowed(), False)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # daemons are ended on the way out
+    if arguments.beside:
+        from faults.beside import run_beside
+
+        return run_beside()
     failed = 0
     print(f"{'row':4} {'passed':6} {'s':>5}  fault and figures", flush=True)
     for row in chosen:

@@ -14,6 +14,7 @@ from faults.trial import Trial
 SHORT = [name for name, row in ROWS.items() if row.short]
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("name", SHORT)
 def test_fault(name: str, require: Callable[[str], str], root: None) -> None:
     """A test shares its machine with others: what is measured in `make faults` has room here."""
