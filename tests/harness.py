@@ -217,8 +217,14 @@ class Superd:
             return len(self.records)
 
     def find_records(self, *, after: int = 0, **fields: Any) -> list[Record]:
-        """Records that match so far: a value by equality, a compiled pattern by search, a function by its result."""
+        """Records that match so far: a value by equality, a compiled pattern by search, a function by its result.
+
+        A record may come after the answer to what it tells of: the log is quiet for a moment first, if it ever is.
+        """
+        deadline = time.monotonic() + 1
         with self._news:
+            while not self._eof and time.monotonic() < deadline and self._news.wait(0.05):
+                pass
             return [record for record in self.records[after:] if matches(record, fields)]
 
     def wait_records(self, count: int, *, after: int = 0, timeout: float = TIMEOUT_S, **fields: Any) -> list[Record]:

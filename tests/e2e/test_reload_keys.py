@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import select
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -292,19 +294,28 @@ class World:
             file_of(self.superd, name, change, mode, getattr(change, which))
 
     def use(self) -> dict[str, int]:
-        """A process of each service: its pid."""
+        """A process of each service, a new one where it can have one: its pid."""
+        old = {row["pid"] for row in self.superd.call("Connections")["connections"]}
         rows = {row["name"]: row for row in self.superd.call("List")["services"]}
         for name, (_, mode) in self.names.items():
             if mode == CONN or (mode == DEMAND and not rows[name]["pid"]):
                 self.clients.append(self.connect(rows[name]["listen"][0]))
 
+        def connections() -> dict[str, int]:
+            """The new ones last."""
+            found = self.superd.call("Connections")["connections"]
+            return {row["service"]: row["pid"] for row in sorted(found, key=lambda row: row["pid"] not in old)}
+
         def pids() -> dict[str, int]:
-            found = {row["service"]: row["pid"] for row in self.superd.call("Connections")["connections"]}
+            found = connections()
             rows = {row["name"]: row["pid"] for row in self.superd.call("List")["services"]}
             return {name: found.get(name, 0) if mode == CONN else rows[name] or 0
                     for name, (_, mode) in self.names.items()}  # fmt: skip
 
         eventually(lambda: [name for name, pid in pids().items() if not pid], [])
+        until = time.monotonic() + 3  # a client that waits for one before it to go gets no process
+        while time.monotonic() < until and old & set(connections().values()):
+            select.select([], [], [], 0.02)
         for name, (_, mode) in self.names.items():
             if mode in (ALWAYS, DEMAND):
                 self.superd.wait_for(name, "ready")

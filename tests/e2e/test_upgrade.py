@@ -162,6 +162,7 @@ def test_new_code_that_does_not_come_up(superd: Installed, module: str) -> None:
     superd.start()
     manager = superd.manager
     with superd.connect("echo") as client:
+        superd.wait_record(event="start", service="echo")  # so no spawner imports what is replaced now
         superd.install("99.1", **{module: "raise RuntimeError('half written')\n"})
         argv = [sys.executable, "-I", "-m", "superd.cli.superctl", "-s", superd.control, "upgrade"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
