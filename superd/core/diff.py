@@ -102,7 +102,7 @@ def compare(old: ServiceSpec, new: ServiceSpec) -> tuple[Action, tuple[str, ...]
     """The heaviest change among the keys that differ, and these keys."""
     changes = dict(_service_changes(old, new))
     heaviest = max(changes.values(), key=_WEIGHT.__getitem__, default="in place")
-    if heaviest == "rebind" and not new.takes_connections:
+    if heaviest == "rebind" and new.gives_sockets:
         heaviest = "restart"  # the process has the sockets: only another one gets others
     return heaviest, tuple(changes)  # type: ignore[return-value]  # a Change is an Action
 
@@ -119,12 +119,12 @@ def _service_changes(old: ServiceSpec, new: ServiceSpec) -> Iterator[tuple[str, 
         elif field.name == "source":
             yield "file", "in place"
         elif field.name == "sockets":
-            yield from _socket_changes(was, now, in_order=not new.takes_connections)
+            yield from _socket_changes(was, now, in_order=new.gives_sockets)
         elif field.name == "context":
             yield from _context_changes(was, now)
         elif field.name == "restart":
             yield from _fields("service", "", was, now)
-        elif field.name in ("limits", "cgroup", "health") and was is not None and now is not None:
+        elif field.name in ("limits", "cgroup", "health", "proxy") and was is not None and now is not None:
             yield from _fields(field.name, f"{field.name}.", was, now)
         else:
             yield _keyed("service", "", field.name)
@@ -197,5 +197,5 @@ def _daemon_keys(old: DaemonSpec, new: DaemonSpec) -> Iterator[str]:
             yield field.name.removesuffix("_s")
 
 
-def _kind(spec: ServiceSpec) -> tuple[bool, bool, bool]:
-    return spec.takes_connections, spec.builtin is not None, spec.builtin == "tcpmux"
+def _kind(spec: ServiceSpec) -> tuple[bool, bool, bool, bool]:
+    return spec.takes_connections, spec.builtin is not None, spec.builtin == "tcpmux", spec.proxy is not None

@@ -126,6 +126,8 @@ def _entries(reader: Any, spec: ServiceSpec) -> Iterator[Entry]:
     if spec.command:
         got["command"] = spec.command
     got.pop("instances", None)  # of the template; this is one of them
+    if spec.proxy is not None:
+        got.pop("pass")
     if spec.run == "per-connection":
         got.pop("restart", None)
     for name, value in (("user", spec.context.user), ("argv0", spec.argv0)):
@@ -160,13 +162,16 @@ def _applies(spec: ServiceSpec) -> Callable[[Key], bool]:
         without |= {"fd_protocols"}
     if spec.context.handler is None:
         without |= {"workers"}
+    if spec.proxy is not None:
+        without |= {"fd_protocols", "ready"}
     if not spec.notify_asked:  # to write it is to ask for the socket
         without |= {"notify_access"}
     if spec.builtin is not None:
         without |= {*schema.OF_PROCESSES}
 
     def applies(key: Key) -> bool:
-        return key.name not in without and (not key.modes or spec.run in key.modes)
+        own = not key.modes or spec.run in key.modes or (key.table == "limits" and spec.proxy is not None)
+        return own and key.name not in without
 
     return applies
 
@@ -226,7 +231,13 @@ def _words(words: Sequence[str]) -> list[str]:
 def _ready(ready: Ready) -> str:
     if ready.kind == "exec":
         return _runtime(str(ready))
-    return _literal(str(ready)) if ready.kind == "connect" else str(ready)
+    return f"connect:{_target(ready.address)}" if ready.address is not None else str(ready)
+
+
+def _target(address: Address) -> str:
+    if address.port == 0:
+        return address.with_port("${port}")
+    return _literal(str(address))
 
 
 def _keep_alive(value: KeepAlive | None) -> Any:
@@ -259,7 +270,7 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "limit": _same, "choice": _same, "choices": _same, "user": _same, "group": _same, "groups": _same, "path": _same,
     "paths": _same, "variables": _same, "instances": _same, "fd_name": _same, "multicast": _same, "ioprio": _same,
     "cpus": _same, "statuses": _same, "capabilities": _same, "handler": _same,
-    "builtin": _same,
+    "builtin": _same, "proxy_protocol": _same,
     "networks": lambda rules: [rule.text for rule in rules],
     "hours": lambda spans: [span.text for span in spans],
     "services": lambda names: [_literal(name) for name in names],
@@ -275,6 +286,8 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "signal": format_signal,
     "output": _output,
     "ready": _ready,
+    "target": _target,
+    "header": lambda version: version or False,
     "address": lambda address: _literal(str(address)),
     "addresses": lambda found: _literal(str(found[0])) if len(found) == 1 else [_literal(str(one)) for one in found],
     "command": _words,

@@ -93,7 +93,7 @@ def _either(*schemas: Schema) -> Schema:
 
 def _ready(key: Key) -> Schema:
     forms = "connect:.+|https?:.+|exec:.+"
-    if key.table == "service":
+    if key.table in ("service", "proxy"):
         forms += "|start|notify|fd:0*([3-9]|[1-9][0-9]+)|log:.*"
     return {"type": "string", "pattern": f"^({forms})$"}
 
@@ -124,6 +124,7 @@ _KINDS: dict[str, Callable[[Key], Schema]] = {
     "word": _text("[A-Za-z0-9_.-]{1,15}"),
     "device": _text("[A-Za-z0-9_.-]{1,15}"),
     "bool": _always({"type": "boolean"}),
+    "proxy_protocol": _always({"enum": [False, True, "optional"]}),
     "int": _bounds,
     "number": _always({"type": "number"}),
     "limit": lambda key: {**_bounds(key), "minimum": 1},
@@ -142,6 +143,8 @@ _KINDS: dict[str, Callable[[Key], Schema]] = {
     "address": _always(_ADDRESS),
     "addresses": _always(_either(_ADDRESS, {"type": "array", "items": _ADDRESS})),
     "control": _always(_expanded("off$|unix:")),
+    "target": _always(_expanded("(tcp[46]?|unix):")),
+    "header": _always({"enum": [False, 1, 2]}),
     "command": _always(_COMMAND),
     "commands": _always(_either(_FILLED, {"type": "array", "items": _COMMAND})),
     "output": _text("log|socket|null|inherit|file:/.*[^/]"),

@@ -20,14 +20,14 @@ HEADINGS: dict[str, tuple[str, str]] = {
     "limits": (
         "The [limits] table",
         "A limit slows or refuses, and heals by itself. None closes a listener or needs anybody. They are for "
-        "per-connection services; `rate`, `max_load` and `min_memory` are for on-demand ones too, `max_runtime` is for "
-        "all.",
+        "per-connection services and those with [proxy]; `rate`, `max_load` and `min_memory` are for on-demand ones "
+        "too, `max_runtime` is for all.",
     ),
     "access": (
         "The [access] table",
-        "Who may connect to a per-connection service, and whose datagrams may start an on-demand one. Who may not is "
-        "accepted and closed, or read and dropped, and costs no process. A program that gets the sockets themselves "
-        "lets in whom it likes, so `access` is an error there.",
+        "Who may connect to a per-connection service or one with [proxy], and whose datagrams may start an on-demand "
+        "one. Who may not is accepted and closed, or read and dropped, and costs no process. A program that gets the "
+        "sockets themselves lets in whom it likes, so `access` is an error there.",
     ),
     "rlimit": (
         "The [rlimit] table",
@@ -56,7 +56,9 @@ HEADINGS: dict[str, tuple[str, str]] = {
     "proxy": (
         "The [proxy] table",
         "For a program that can only listen by itself. superd accepts, starts it at the first connection, holds the "
-        "client until it is ready, then carries the bytes.",
+        'client until it is ready, then carries the bytes. `run` is "on-demand", or "always-on" if that is written; '
+        "the process gets no sockets. Limits and access rules are those of per-connection services, and count clients. "
+        "With `idle_timeout` the program is stopped when no client has been connected for so long.",
     ),
     "superd": ("Daemon keys", "These stand in `superd.toml`."),
 }  # fmt: skip
@@ -77,14 +79,16 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("argv0", "The name that the program is given as argv[0]. The default is the program as written."),
         ("handler",
          'Instead of `command` a Python function or class, "package.module:function", for per-connection services. '
-         "The module is imported once, as the service's user and in its context, with `cwd` first on `sys.path`; "
+         "The module is imported once, as the service's user, in its context and with its environment, with `cwd` "
+         "first on `sys.path`; "
          "each connection is served by a forked child, which costs less than executing anything. The function gets "
          "one argument with `socket`, `input` and `output`, which are binary files, `remote_addr`, `remote_port`, "
          "`local_addr`, `local_port`, `id` and `service`. What it prints goes to the client, what it writes to "
          "`sys.stderr` to the log, an exception too, and then the exit status is 1. A class that derives from "
          "`socketserver.BaseRequestHandler`, as those of `http.server` do, is called as its own server would. "
          "Changed code is imported at `superctl restart`, or at the next connection after a file of it has "
-         "changed; connections that are there go on with the old, and all do if the new cannot be imported."),
+         "changed, and the same code again when its environment has; connections that are there go on with the old, "
+         "and all do if the new cannot be imported."),
         ("workers",
          "How many processes hold the module ready. More are made when they are busy, up to one for each "
          "processor."),
@@ -206,7 +210,7 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
          "failure. A connection that came and went counts, a datagram and a write to a FIFO too, and each call of "
          "connect(2) or sendto(2) for the path of a UNIX socket; of abstract ones, and of those on a file system "
          "that is mounted noatime, only what is open or waits at the moment when superd(8) looks, which is twice "
-         "in that time. Not for vsock and SCTP."),
+         "in that time. Not for vsock and SCTP. With [proxy], superd(8) itself knows who is connected."),
         ("start_pre start_post stop_post",
          "Commands around the main one, each as `command` is written: before it is started, once it is ready, and "
          "after it has ended. They run one after the other, as the service's user and with its environment; see "
@@ -239,13 +243,27 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("pass_packet_info", "`IP_PKTINFO`, `IPV6_RECVPKTINFO`."),
         ("timestamping", "`SO_TIMESTAMPNS`."),
         ("proxy_protocol",
-         'Whether a client begins with a PROXY header, of version 1 or 2: false, true, or "optional". The peer '
-         "that the service sees is then the one that the header names."),
-        ("proxy_trusted", "Networks that may send a PROXY header; it is believed from nobody else."),
+         "Whether a client begins with a PROXY header, of version 1 or 2, as HAProxy and other proxies send it: false, "
+         'true, or "optional". superd reads the header and nothing behind it. Whom it names is the client for '
+         "everything: `[access]`, limits per source, the log, and the variables of the service, `TCPLOCALIP` and "
+         "`TCPLOCALPORT` too, which are those of TCP also where the proxy comes over a UNIX socket; getpeername(2) "
+         "still tells the proxy. A header that names no IP client (LOCAL, UNKNOWN, UNIX sockets) changes nothing.\n"
+         "Only a client in `proxy_trusted` may send one. With true everybody else is refused, and so is who sends "
+         "something else, a header that is wrong or longer than 4096 bytes, or none within five seconds, or within "
+         '`first_byte_timeout` if that is shorter. With "optional" everybody else is served as the client that it '
+         "is, and nothing that it sends is taken for a header; so is a trusted client that sends something else, or, "
+         "in that time, nothing. A wrong header is refused all the same.\n"
+         "A client whose header is awaited counts for no source, not even the proxy. Then `[access]` is asked, then "
+         "the limits per source, and then `first_byte_timeout` begins. As many as 1024 clients of a service can wait "
+         "for all that, the next ones in the kernel's queue. For per-connection services, but not `builtin` tcpmux, "
+         "and for `[proxy]`."),
+        ("proxy_trusted",
+         "Who may send a PROXY header: networks; of a UNIX socket `user:NAME` and `group:NAME`, or, if this is not "
+         "written, whoever can connect."),
         ("tls", "TLS in front of the service: a table."),
     ),
     "limits": (
-        ("max_connections", "Processes of a per-connection service at once."),
+        ("max_connections", "Processes of a per-connection service at once, or clients of one with [proxy]."),
         ("on_full",
          "What happens to more clients: \"wait\", in the kernel's queue; \"refuse\", they are accepted, sent "
          "`refuse_message`, and closed."),
@@ -333,9 +351,17 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
          '"report", it is logged, as is that it is well again, and `superctl health` fails.'),
     ),
     "proxy": (
-        ("to", "Where the program listens; `${port}` is a free port."),
-        ("ready", "What tells that it does, as for a service."),
-        ("send_proxy_header", "Whether it is told who the client is: a PROXY header of version 1 or 2."),
+        ("to",
+         "Where the program listens: TCP or a UNIX stream socket. `${port}` is a free port, another one for each "
+         "start, which `${port}` in `command`, `environment` and the commands around it is too; with a fixed port it "
+         "is that one. Any user of the machine can take a port that the program does not listen at, and connect to one "
+         "at which it does; a UNIX socket in a directory of the program's own is safe from both."),
+        ("ready",
+         "What tells that it does, in any form that `ready` has for a service; `${port}` may stand in it. The default "
+         "is that `to` can be connected to."),
+        ("send_proxy_header",
+         "The version of the PROXY header that goes first and tells the program who the client is; false for none. A "
+         "client of a UNIX socket has no address: the header says UNKNOWN, or LOCAL in version 2."),
     ),
     "superd": (
         ("conf_dirs", "More directories of service files, read after `conf.d`."),
@@ -369,6 +395,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "word": ("a word of at most 15 letters, digits, _ . -", '"bbr"'),
     "device": ("the name of a network interface", '"eth0"'),
     "bool": ("true or false", "true"),
+    "proxy_protocol": ('false, true or "optional"', "true"),
     "int": ("an integer", "1"),
     "number": ("a number", "4.0"),
     "limit": ("a positive integer", "8"),
@@ -388,6 +415,9 @@ KINDS: dict[str, tuple[str, str]] = {
     "addresses": (
         'an address, or a list of them: "tcp:7007", "tcp:127.0.0.1:7007", "udp:53", "unix:/run/x.sock"', '"tcp:7007"',
     ),
+    "target": ('an address: "tcp:127.0.0.1:${port}", "tcp:127.0.0.1:8080", "unix:/run/x.sock"',
+               '"tcp:127.0.0.1:${port}"'),
+    "header": ("false, 1 or 2", "2"),
     "control": ('"unix:/PATH", or "off"', '"unix:/run/superd/control.sock"'),
     "command": (
         "a list of strings, used as it is; or one string, split as a POSIX shell splits it", '["/bin/cat", "-u"]',

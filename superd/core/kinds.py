@@ -34,6 +34,7 @@ MAX_ARGUMENTS = 4096
 MAX_STRING = 131071  # MAX_ARG_STRLEN without its NUL: the longest argument, or NAME=VALUE, of execve(2)
 MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_FREE_PORT = ":${port}"  # at the end of an address
 _READY_KINDS = ("start", "notify", "fd", "connect", "http", "log", "exec")
 _NO_LIMIT = ("max", "infinity")  # the kernel's and systemd's word for "off" in a control group
 _RESERVED = ("LISTEN_", "NOTIFY_", "WATCHDOG_")  # superd's own words; the service would believe them
@@ -155,6 +156,11 @@ class Kinds:
             guess = word.get(value.lower()) if isinstance(value, str) else None
             raise ValueError(f"{quote(value)} is not a bool: write {guess or 'true or false'}")
         return value
+
+    def _proxy_protocol(self, value: Any, key: Key) -> bool | str:
+        if not isinstance(value, bool) and value != "optional":
+            raise ValueError(f'{quote(value)} is not a value of `{key.name}`: it is false, true or "optional"')
+        return value  # type: ignore[no-any-return]  # one of the three
 
     def _int(self, value: Any, key: Key) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -312,11 +318,12 @@ class Kinds:
 
     def _ready(self, value: Any, key: Key) -> Ready:
         forms = '"connect:ADDRESS", "http://HOST:PORT/PATH" or "exec:COMMAND"'
-        if key.table == "service":
+        any_form = key.table in ("service", "proxy")
+        if any_form:
             forms = '"start", "notify", "fd:N", "log:REGEX", ' + forms
         text = self._line(value, key)
         kind, _, rest = text.partition(":")
-        if kind not in _READY_KINDS or (key.table != "service" and kind in ("start", "notify", "fd", "log")):
+        if kind not in _READY_KINDS or (not any_form and kind in ("start", "notify", "fd", "log")):
             raise ValueError(f"{quote(value)} is not a value of `{key.name}`: it is {forms}")
         if kind in ("start", "notify") and text == kind:
             return Ready(kind)  # type: ignore[arg-type]  # one of the literals
@@ -324,12 +331,18 @@ class Kinds:
             return Ready("fd", fd=int(rest))
         if kind == "fd":
             raise ValueError(f'{quote(value)} is not a file descriptor for readiness: write "fd:3" or higher')
+        if kind == "connect" and key.table == "proxy" and rest.endswith(_FREE_PORT):
+            return Ready("connect", address=self._target(rest, key))
         if kind == "connect":
             address = self._address(rest, key)
             if not address.accepts or address.scheme == "fd" or address.port == 0:
                 raise ValueError(f"{quote(value)}: nobody can connect to {address}")
             return Ready("connect", address=address)
         if kind == "http":
+            if key.table == "proxy" and "${port}" in text:
+                self.runtime.append((self.at, "port"))
+                self.http_url(text.replace("${port}", "1"))
+                return Ready("http", url=text)
             return Ready("http", url=self.http_url(text))
         if kind == "log":
             try:
@@ -393,6 +406,25 @@ class Kinds:
             raise WrongError("bad-type", f'{value} is not an address: write "tcp:{value}" or "udp:{value}"')
         text = self._string(value, key)
         return parse_address(self.expanded(text), directory=self.directory, port_of=self.machine.port_of)
+
+    def _target(self, value: Any, key: Key) -> Address:
+        """Where superd is to connect to. Port 0 is `${port}`, a free one."""
+        text = self._string(value, key)
+        is_free = text.endswith(_FREE_PORT)
+        address = self._address(text.removesuffix("${port}") + "0" if is_free else value, key)
+        if address.scheme not in ("tcp", "tcp4", "tcp6", "unix"):
+            raise ValueError(f'{quote(value)}: superd carries bytes to "tcp:HOST:PORT" and "unix:/PATH"')
+        if address.port == 0 and not is_free:
+            right = address.with_port("${port}")
+            raise WrongError("bad-value", f"{quote(value)}: nobody can connect to port 0", f'write "{right}"')
+        if is_free:
+            self.runtime.append((self.at, "port"))
+        return address
+
+    def _header(self, value: Any, key: Key) -> int:
+        if value is False or (type(value) is int and value in (1, 2)):
+            return int(value)
+        raise ValueError(f"{quote(value)} is not a version of the PROXY header: write 1, 2 or false")
 
     def _control(self, value: Any, key: Key) -> str:
         if value == "off":

@@ -28,7 +28,7 @@ from superd.core.spec import Context
 JSON = 0x7B  # "{": no binary message begins with it
 
 # Go: connection id, program id, flags; the peer's address as text follows: "IP\0PORT\0CONNNUM", and
-# "\0IP\0PORT" of our side where that is the same for every connection.
+# "\0IP\0PORT" of our side where that is the same for every connection, or a PROXY header has said it.
 _GO = struct.Struct("<cQII")
 _SIGNAL = struct.Struct("<cQII")
 _RECORD = struct.Struct("<cQiiI")
@@ -88,7 +88,12 @@ def unpack_signal(data: bytes) -> tuple[int, int, bool]:
 
 def format_connection(number: int) -> str:
     """A connection's id as people and SUPERD_CONNECTION see it: the manager's generation and a running number."""
-    return f"{number >> 40}-{number & 0xFFFFFFFFFF}"
+    return "{}-{}".format(*split_connection(number))
+
+
+def split_connection(number: int) -> tuple[int, int]:
+    """(the manager's generation, its running number)."""
+    return number >> 40, number & 0xFFFFFFFFFF
 
 
 def parse_connection(text: str) -> int | None:

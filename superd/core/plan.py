@@ -103,7 +103,7 @@ def plan_program(
     if spec.takes_connections:
         names: tuple[str, ...] = ("connection",) if listens else ()
     else:
-        names = tuple(name for name, _ in sockets) if listens else ()
+        names = tuple(name for name, _ in sockets) if listens and spec.gives_sockets else ()
     return Program(
         service=spec.name,
         executable=argv[0] if argv else "",
@@ -214,6 +214,19 @@ _CONNECTION_VARIABLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "vsock": (("REMOTE_ADDR", "remote"), ("REMOTE_PORT", "remote_port")),
 }  # fmt: skip
+# Of a TCP connection all of whose facts are known, in the order of `tcp_values`.
+TCP_VARIABLES = (*(variable for variable, _ in _CONNECTION_VARIABLES["tcp"]), "PROTO", "SUPERD_CONNECTION")
+
+
+def tcp_values(facts: Sequence[bytes], connection: bytes) -> tuple[bytes, ...]:
+    """What `connection_environment` has for "tcp", without its names: there are many connections.
+
+    facts: remote, remote_port, number, local, local_port.
+    """
+    remote, remote_port, number, local, local_port = facts
+    return remote, remote_port, remote, remote_port, local, local_port, number, b"TCP", connection
+
+
 CONNECTION_VARIABLES = frozenset(
     {"PROTO", "SUPERD_CONNECTION"} | {variable for pairs in _CONNECTION_VARIABLES.values() for variable, _ in pairs}
 )

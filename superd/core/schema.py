@@ -31,6 +31,7 @@ from superd.core.spec import (
     Health,
     Limits,
     Output,
+    Proxy,
     Ready,
     RestartPolicy,
     ServiceSpec,
@@ -590,6 +591,7 @@ class _Reader(Kinds):
         if "@" not in self.name and "instances" in got:
             self.irrelevant(got, ("instances",), "only a template has instances: rename the file to NAME@.toml")
         sockets = self.sockets(got)
+        self.proxy(got, sockets)
         self.run_and_pass(got, sockets)
         self.access(got, sockets)
         self.modes(got, sockets)
@@ -610,6 +612,10 @@ class _Reader(Kinds):
         got.setdefault("restart", "on-failure" if got["run"] == "always-on" else "no")
         restart = RestartPolicy(**{field: got[key] for key, field in _RESTART_FIELDS.items() if key in got})
         plain = {field: got[key] for key, field in _PLAIN_FIELDS.items() if key in got}
+        if "proxy" in got:
+            table = dict(got["proxy"])
+            plain["ready"] = table.pop("ready", Ready("connect", address=table["to"]))
+            plain["proxy"] = Proxy(**table)
         argv0 = got.get("argv0", written if command and written != command[0] else None)
         return ServiceSpec(
             self.name, self.merged.main.path, _shared(command), got["run"], got["pass"], tuple(sockets), argv0=argv0,
@@ -677,6 +683,69 @@ class _Reader(Kinds):
             self.wrong((*path, "protocol"), "bad-value", f'"{protocol}" goes with {scheme}:, not with {address}')
         if not self.is_root and (user := table.get("user")) is not None and self.uid_of(user) != self.machine.uid:
             self.wrong((*path, "user"), "not-permitted", f"only root can give a socket to {quote(user)}")
+        self.proxy_keys(table, address, path)
+
+    def proxy_keys(self, table: dict[str, Any], address: Address, path: Path) -> None:
+        """Who may say who a client is must be said, in words that can be true there."""
+        rules = table.get("proxy_trusted", ())
+        written = self.merged.tree["socket"][path[1]]
+        if "proxy_protocol" not in table:
+            if rules and "proxy_protocol" not in written:
+                why = "`proxy_trusted` goes with `proxy_protocol`"
+                self.wrong((*path, "proxy_trusted"), "other-mode", why, "write proxy_protocol = true", key=True)
+            return
+        if not table["proxy_protocol"]:
+            return
+        if table.get("protocol") == "sctp":
+            why = "`proxy_protocol` means nothing for SCTP, which has no stream of bytes"
+            self.wrong((*path, "proxy_protocol"), "other-mode", why, key=True)
+        unsaid = address.scheme != "unix" if "proxy_trusted" not in written else table.get("proxy_trusted") == ()
+        if unsaid:
+            why = "`proxy_protocol` needs `proxy_trusted`: anybody who connects could say to be anybody"
+            self.wrong((*path, "proxy_protocol"), "missing-key", why, 'proxy_trusted = ["ADDRESS OF THE PROXY"]',
+                       key=True)  # fmt: skip
+        kinds = {"unix": ("user", "group"), "fd": ("network", "user", "group")}.get(address.scheme, ("network",))
+        for number, rule in enumerate(rules):
+            if rule.kind not in kinds:
+                right = "users and groups" if address.scheme == "unix" else "networks"
+                why = f"{quote(rule.text)} tells nobody apart who connects to {address}: write {right}"
+                self.wrong((*path, "proxy_trusted", number), "bad-value", why)
+
+    def proxy(self, got: dict[str, Any], sockets: list[SocketSpec]) -> None:
+        """[proxy]: superd accepts, and the process has no socket of ours."""
+        if "proxy" not in self.merged.tree:
+            return
+        table, to = got.get("proxy") or {}, (got.get("proxy") or {}).get("to")
+        if "to" not in table and ("proxy",) not in self.failed:
+            self.wrong(("proxy",), "missing-key", "[proxy] has no `to`", 'to = "tcp:127.0.0.1:${port}"', key=True)
+        for key in ("builtin", "handler"):
+            if key in got:
+                why = f"[proxy] is for a program that listens by itself, and a {key} does not"
+                self.wrong((key,), "other-mode", why, "remove it", key=True)
+        if "run" in got and got["run"] not in ("on-demand", "always-on"):
+            if not self.merged.origin(("run",)).is_default:
+                why = f'run = "{got["run"]}" and [proxy] exclude each other: one process listens by itself for all'
+                self.wrong(("run",), "other-mode", why, 'write "on-demand" or "always-on", or remove it')
+            del got["run"]
+        if "run" not in got and ("run",) not in self.failed:
+            got["run"] = "on-demand"
+        for key, why in (
+            ("pass", "with [proxy] the process gets no sockets"),
+            ("fd_protocols", "with [proxy] the process gets no sockets"),
+            ("ready", "what tells that a program behind [proxy] is ready stands in [proxy]"),
+        ):
+            if key in got:
+                self.irrelevant(got, (key,), f"`{key}`: {why}", "write it below [proxy]" if key == "ready" else "")
+        if not sockets and self.sockets_known:
+            self.wrong(("proxy",), "missing-key", "[proxy] needs a socket", 'write listen = "tcp:PORT"', key=True)
+        for path, socket in zip(self.socket_paths, sockets, strict=True):
+            if socket.address.scheme not in ("tcp", "tcp4", "tcp6", "unix", "vsock"):
+                self.wrong(path, "other-mode", f"[proxy] carries streams, and {socket.address} is none")
+            elif to is not None and to.port != 0 and collide(socket, SocketSpec(to, "")):
+                self.wrong(("proxy", "to"), "address-taken", f"superd itself listens on {socket.address}")
+        if to is not None and to.path is None and got.get("sandbox", {}).get("private_network"):
+            why = f"with sandbox.private_network the program listens where superd cannot connect to: {to.scheme}"
+            self.wrong(("proxy", "to"), "bad-value", why, 'write "unix:/PATH"')
 
     def uid_of(self, user: str | int) -> int | None:
         found = self.machine.user(user)
@@ -740,6 +809,9 @@ class _Reader(Kinds):
 
     def no_listener(self, run: str, sockets: list[SocketSpec]) -> None:
         for path, socket in zip(self.socket_paths, sockets, strict=True):
+            if socket.proxy_protocol and "proxy" not in self.merged.tree:
+                why = f'`proxy_protocol` means nothing with run = "{run}": the service accepts its clients itself'
+                self.wrong((*path[:-1], "proxy_protocol"), "other-mode", why, 'write run = "per-connection"', key=True)
             if socket.address.scheme == "tcpmux":
                 why = f'{socket.address} is no socket that run = "{run}" could give away: it has connections only'
                 self.wrong(path, "other-mode", why, 'write run = "per-connection"')
@@ -751,13 +823,15 @@ class _Reader(Kinds):
         for table, values in (("service", got), *((name, got.get(name, {})) for name in tables)) if run else ():
             for name in list(values):
                 key = BY_TABLE[table][name]
+                if "proxy" in self.merged.tree and (table != "service" or name == "access"):
+                    continue  # superd accepts
                 if key.modes and run not in key.modes:
                     path = (name,) if table == "service" else (table, name)
                     modes = " or ".join(f'"{mode}"' for mode in key.modes)
                     self.irrelevant(got, path, f'`{name}` is a key of run = {modes}, and this service is "{run}"')
         if "fd_protocols" in got and "pass" in got and (got["pass"] == "stdio" or not sockets):
             self.irrelevant(got, ("fd_protocols",), '`fd_protocols` goes with pass = "listen-fds" and a socket')
-        for socket in sockets if got.get("idle_timeout") is not None else ():
+        for socket in sockets if got.get("idle_timeout") is not None and "proxy" not in got else ():
             if socket.address.scheme == "vsock" or socket.protocol == "sctp":
                 kind = socket.protocol or "vsock"
                 self.irrelevant(
@@ -774,7 +848,7 @@ class _Reader(Kinds):
                        'write allow = ["0.0.0.0/0", "::/0"] or deny = ["0.0.0.0/0", "::/0"]')  # fmt: skip
         if not isinstance(rules, dict) or not any(rules.values()) or not self.sockets_known:
             return
-        if run is None or run == "per-connection":
+        if run is None or run == "per-connection" or "proxy" in self.merged.tree:
             return
         path: Path = ("access",)
         if run == "on-demand" and all(socket.address.scheme[:3] == "udp" for socket in sockets):
@@ -870,6 +944,10 @@ class _Reader(Kinds):
         datagram = [socket for socket in sockets if socket.address.kind == "datagram"]
         if got["builtin"] == "tcpmux" and datagram:
             self.wrong(("builtin",), "bad-value", f"tcpmux is for connections, and {datagram[0].address} has none")
+        for path, socket in zip(self.socket_paths, sockets, strict=True):
+            if got["builtin"] == "tcpmux" and socket.proxy_protocol:
+                why = "`proxy_protocol` means nothing for tcpmux: the services behind it would see the proxy"
+                self.wrong((*path[:-1], "proxy_protocol"), "other-mode", why, "remove it", key=True)
         if got["builtin"] == "chargen" and datagram:
             why = (
                 f"chargen would answer {datagram[0].address} with more than it was sent, to whatever address was forged"
@@ -923,27 +1001,31 @@ class _Reader(Kinds):
                         continue
                     found.append(self.resolved(words, where, got, context) or words)
                 got[name] = tuple(found)
-        for path, table in ((("ready",), got), (("health", "check"), got.get("health", {}))):
+        proxy, health = got.get("proxy") or {}, got.get("health", {})
+        for path, table in ((("ready",), got), (("proxy", "ready"), proxy), (("health", "check"), health)):
             check = table.get(path[-1])
             if isinstance(check, Ready) and check.kind == "exec":
                 table[path[-1]] = replace(check, command=self.resolved(check.command, path, got, context) or ())
 
     def readiness(self, got: dict[str, Any], sockets: list[SocketSpec]) -> None:
         """What `ready` and [health] need of the rest."""
+        path: Path = ("ready",)
         ready = got.get("ready")
+        if "proxy" in self.merged.tree:
+            ready, path, sockets = (got.get("proxy") or {}).get("ready"), ("proxy", "ready"), []
         if ready is not None and ready.kind == "fd":
             stored = got.get("fdstore", 0)
             last = 3 + (len(sockets) if got.get("pass") == "listen-fds" else 0) + stored - 1
             if 3 <= ready.fd <= last:
                 whose = "a socket's or a stored one's" if stored else "a socket's"
-                self.wrong(("ready",), "bad-value", f"fd {ready.fd} is {whose}: they stand at 3 to {last}",
+                self.wrong(path, "bad-value", f"fd {ready.fd} is {whose}: they stand at 3 to {last}",
                            f'write "fd:{last + 1}"')  # fmt: skip
         if (
             ready is not None
             and ready.kind == "log"
             and not {"log"} & {got.get(key, Output()).kind for key in ("stderr", "stdout")}
         ):
-            self.wrong(("ready",), "bad-value", 'nothing that it writes comes to the log: stdout or stderr = "log"')
+            self.wrong(path, "bad-value", 'nothing that it writes comes to the log: stdout or stderr = "log"')
         if "health" in got and "check" not in got["health"] and ("health",) not in self.failed:
             self.wrong(("health",), "missing-key", "[health] has no `check`", 'check = "connect:tcp:127.0.0.1:80"')
 
@@ -1016,9 +1098,15 @@ class _Reader(Kinds):
             return
         ports = [socket.name for socket in sockets if socket.address.port is not None]
         fds = ["connection"] if got["run"] == "per-connection" else [socket.name for socket in sockets]
+        proxied, to = "proxy" in self.merged.tree, (got.get("proxy") or {}).get("to")
         for path, what in self.runtime:
             kind, colon, name = what.partition(":")
-            if kind == "fd" and got.get("pass") != "listen-fds":
+            if proxied and what == "port":
+                if to is not None and to.port is None:
+                    self.wrong(path, "bad-value", f"${{port}} is that of `to`, and {to} has none")
+            elif proxied and kind == "fd":
+                self.wrong(path, "bad-value", f"${{{what}}}: with [proxy] the process gets no sockets")
+            elif kind == "fd" and got.get("pass") != "listen-fds":
                 self.wrong(path, "bad-value", f'${{{what}}} goes with pass = "listen-fds"')
             elif not ports and kind == "port":
                 self.wrong(path, "bad-value", f"${{{what}}} needs a socket that has a port")

@@ -77,10 +77,14 @@ class Address:
             return f"vsock:{'*' if self.cid is None else self.cid}:{self.port}"
         if not self.is_ip:
             return f"{self.scheme}:{self.path}"
+        return self.with_port(str(self.port))
+
+    def with_port(self, port: str) -> str:
+        """The canonical form of an IP address with these words for its port."""
         if self.host is None:
-            return f"{self.scheme}:{self.port}"
+            return f"{self.scheme}:{port}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}:{host}:{self.port}"
+        return f"{self.scheme}:{host}:{port}"
 
 
 _KINDS: dict[str, Literal["stream", "datagram", "seqpacket", "fifo", "unknown"]] = {
@@ -133,6 +137,8 @@ class SocketSpec:
     timestamping: bool = False
     multicast: tuple[str, ...] = ()  # "GROUP" or "GROUP%INTERFACE"
     nonblocking: bool = False
+    proxy_protocol: bool | Literal["optional"] = False
+    proxy_trusted: tuple[AccessRule, ...] = ()  # (): whoever can connect
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +305,8 @@ class Ready:
         if self.kind == "http":
             return str(self.url)
         what = {"fd": self.fd, "connect": self.address, "log": self.pattern, "exec": shlex.join(self.command)}
+        if self.address is not None and self.address.port == 0:  # that of [proxy]
+            return f"connect:{self.address.with_port('${port}')}"
         return f"{self.kind}:{what[self.kind]}" if self.kind in what else self.kind
 
 
@@ -311,6 +319,18 @@ class Health:
     timeout_s: float = 3.0
     failures: int = 3
     then: Literal["restart", "shutdown", "report"] = "restart"
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The `[proxy]` table, without `ready`, which is the service's.
+
+    to                 where the program listens; port 0 is a free one, chosen for each start
+    send_proxy_header  version of the PROXY header that comes first, 0: none
+    """
+
+    to: Address
+    send_proxy_header: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,10 +398,16 @@ class ServiceSpec:
     cgroup: Cgroup = Cgroup()
     access: Access = Access()
     health: Health | None = None
+    proxy: Proxy | None = None
 
     @property
     def takes_connections(self) -> bool:
         return self.run == "per-connection"
+
+    @property
+    def gives_sockets(self) -> bool:
+        """Whether its process gets the listening sockets themselves; otherwise superd accepts."""
+        return self.run != "per-connection" and self.proxy is None
 
     @property
     def notifies(self) -> bool:

@@ -440,6 +440,7 @@ def test_the_first_of_two_names_counts() -> None:
     assert "a/git.toml" in str(problems[0]) and "b/git.toml" in str(problems[0])
 
 
+PROXIED = '[[socket]]\nlisten = "tcp:7"\nproxy_protocol = true\n'
 WRONG = [
     # C2
     ('listen = "udp:7"\nrun = "per-connection"', '1:10: error: a datagram socket has no connections, so udp:7 cannot'),
@@ -468,6 +469,20 @@ WRONG = [
     ('[[socket]]\nname = "x"', "1:3: error: this [[socket]] has no `listen`"),
     ('[[socket]]\nlisten = "tcp:7"\nname = "a:b"', "3:8: error: 'a:b' cannot be a name in LISTEN_FDNAMES"),  # O3
     ('[[socket]]\nlisten = "tcp:7"\nprotocol = "udplite"', '"udplite" goes with udp:'),
+    ('[[socket]]\nlisten = "tcp:7"\nproxy_protocol = 1', "3:18: error: 1 is not a value of `proxy_protocol`"),
+    ('[[socket]]\nlisten = "tcp:7"\nproxy_protocol = true', "3:1: error: `proxy_protocol` needs `proxy_trusted`"),
+    ('[[socket]]\nlisten = "tcp:7"\nproxy_protocol = true\nproxy_trusted = []', "3:1: error: `proxy_protocol` needs"),
+    ('[[socket]]\nlisten = "unix:/x"\nproxy_protocol = true\nproxy_trusted = []', "3:1: error: `proxy_protocol` needs"),
+    ('[[socket]]\nlisten = "fd:x"\nproxy_protocol = "optional"', "3:1: error: `proxy_protocol` needs `proxy_trusted`"),
+    ('[[socket]]\nlisten = "tcp:7"\nproxy_trusted = ["::1"]', "3:1: error: `proxy_trusted` goes with `proxy_protocol`"),
+    (PROXIED + 'proxy_trusted = ["::1", "user:root"]', "4:25: error: 'user:root' tells nobody apart"),
+    (PROXIED + 'proxy_trusted = [".example.org"]', "4:18: error: '.example.org' tells nobody apart"),
+    (PROXIED.replace("tcp:7", "unix:/x") + 'proxy_trusted = ["::1"]', "tells nobody apart who connects to unix:/x"),
+    (PROXIED + 'proxy_trusted = ["::1"]\nprotocol = "sctp"', "3:1: error: `proxy_protocol` means nothing for SCTP"),
+    (PROXIED.replace("tcp:7", "udp:7"), "3:1: error: `proxy_protocol` means nothing for udp:7"),
+    (PROXIED.replace("tcp:7", "vsock:7"), "3:1: error: `proxy_protocol` means nothing for vsock:"),
+    ('run = "on-demand"\n' + PROXIED + 'proxy_trusted = ["::1"]', "4:1: error: `proxy_protocol` means nothing"),
+    ('run = "always-on"\n' + PROXIED + 'proxy_trusted = ["::1"]', 'means nothing with run = "always-on"'),
     ('socket = 5', "1:10: error: `socket` is not a list of tables: write [[socket]]"),
     ('limits = 5', "1:10: error: 5 is not a table: write [limits]"),
     ('listen = 7007', '1:10: error: 7007 is not an address: write "tcp:7007"'),
@@ -535,6 +550,16 @@ def test_wrong(text: str, said: str) -> None:
     found = format_problems(problems, "short").replace("conf.d/git.toml:", "").splitlines()
     assert len(found) == 1, found
     assert said in found[0]
+
+
+def test_no_proxy_in_front_of_tcpmux() -> None:
+    """The services behind it would take the proxy for their client."""
+    text = 'builtin = "{}"\n' + PROXIED + 'proxy_trusted = ["::1"]'
+    _, problems = load_all({"mux.toml": text.format("tcpmux")})
+    assert [(p.code, p.line) for p in problems] == [("other-mode", 4)]
+    snapshot, problems = load_all({"echo.toml": text.format("echo")})
+    (socket,) = snapshot.services["echo"].sockets
+    assert not problems and socket.proxy_protocol is True and [rule.text for rule in socket.proxy_trusted] == ["::1"]
 
 
 # K12: what people write. The right key is named, or the key is refused.
