@@ -21,17 +21,23 @@ import os
 import select
 import signal
 import stat
+import struct
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from superd.core.messages import STAGES
 from superd.core.plan import (
     CONNECTION_VARIABLES,
     LISTEN_FDS_START,
+    TCP_VARIABLES,
     Program,
     listen_environment,
     watchdog_environment,
 )
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class StartError(Exception):
@@ -82,6 +88,14 @@ class Launcher:
         _call("posix_spawnattr_setsigmask", self._attributes, ctypes.create_string_buffer(_OPAQUE_BYTES))
         _call("posix_spawnattr_setflags", self._attributes, ctypes.c_short(_SETSIGDEF | _SETSIGMASK | _SETSID))
         self._actions: dict[tuple[int, int | None], ctypes.Array[ctypes.c_char]] = {}  # fd numbers recur
+        self._pid = ctypes.c_int()
+        self._pid_address = ctypes.byref(self._pid)
+        # environ(7) of a TCP connection's process, of which only the values change: each variable has a place.
+        self._places = ctypes.create_string_buffer(_PLACES.size)
+        first = ctypes.addressof(self._places)
+        tail = [ctypes.cast(word, ctypes.c_void_p).value for word in map(ctypes.c_char_p, self._environment)]
+        places = range(first, first + _PLACES.size, _PLACE_BYTES)
+        self._tcp_environment = (ctypes.c_void_p * (len(places) + len(tail) + 1))(*places, *tail)
 
     def start(self, variables: Mapping[str, str], connection: int, log: int | None) -> int:
         """The new process's pid. It is a session leader with an empty signal mask.
@@ -89,15 +103,20 @@ class Launcher:
         The caller keeps and closes `connection` and `log`; every fd it has but 0, 1, 2 must be close-on-exec. Raises
         StartError with the errno of exec.
         """
+        environment = [os.fsencode(f"{name}={value}") for name, value in variables.items()] + self._environment
+        return self._spawn(_strings(environment), connection, log)
+
+    def start_tcp(self, values: Sequence[bytes], connection: int, log: int | None) -> int:
+        """start() with what most connections have: the values of plan.TCP_VARIABLES, each shorter than VALUE_BYTES."""
+        _PLACES.pack_into(self._places, 0, *map(bytes.__add__, _TCP_NAMES, values))
+        return self._spawn(self._tcp_environment, connection, log)
+
+    def _spawn(self, environment: ctypes.Array[Any], connection: int, log: int | None) -> int:
         actions = self._actions.get((connection, log)) or self._make_actions(connection, log)
-        pid = ctypes.c_int()
-        environment = _strings(
-            [os.fsencode(f"{name}={value}") for name, value in variables.items()] + self._environment
-        )
-        error = _posix_spawn(ctypes.byref(pid), self._path, actions, self._attributes, self._argv, environment)
+        error = _posix_spawn(self._pid_address, self._path, actions, self._attributes, self._argv, environment)
         if error:
             raise StartError(*_which_stage(self._program, error))
-        return pid.value
+        return self._pid.value
 
     def _make_actions(self, connection: int, log: int | None) -> ctypes.Array[ctypes.c_char]:
         if len(self._actions) >= _ACTIONS_KEPT:
@@ -123,6 +142,10 @@ class Launcher:
         self._actions.clear()
 
 
+VALUE_BYTES = 80
+_TCP_NAMES = [name.encode() + b"=" for name in TCP_VARIABLES]
+_PLACE_BYTES = VALUE_BYTES + max(map(len, _TCP_NAMES))
+_PLACES = struct.Struct(f"{_PLACE_BYTES}s" * len(_TCP_NAMES))  # which ends each value with zeros
 _ACTIONS_KEPT = 256
 _OPAQUE_BYTES = 1024  # posix_spawnattr_t, posix_spawn_file_actions_t, sigset_t: 336, 80, 128 in glibc and musl
 _KERNEL_SIGSET_BYTES = 8
@@ -161,12 +184,14 @@ def fork_exec(
     passed: Sequence[int],
     log: int | None,
     prepare: Callable[[], tuple[Mapping[str, str], int | None]],
+    fork: Callable[[], int] | None = None,
 ) -> tuple[int, int]:
     """Fork a child that execs the program with `passed` from 3 on; with stdio the first of them is at 0 and 1, and
     where the program has a `ready_fd` the last stands there.
 
     `prepare` runs in the child when only its fds are left, so that a low file limit cannot hinder it: it resets
     signals and enters the context, raises StartError, and returns the user's variables and the child's pidfd inode.
+    fork: os.fork, unless something is to be done about it.
     Returns (pid, fd): the fd becomes readable when the exec has succeeded or failed; give it to `start_failure`.
     Raises StartError when there can be no child at all.
     """
@@ -175,7 +200,7 @@ def fork_exec(
     except OSError as error:
         raise StartError("descriptors", error.errno or 0) from None
     try:
-        pid = os.fork()
+        pid = (fork or os.fork)()
     except OSError as error:
         os.close(report)
         os.close(ours)
@@ -189,7 +214,7 @@ def fork_exec(
         os.setsid()
         ours = _place(program, passed, log, ours)
         user, inode = prepare()
-        _open_outputs(program)
+        open_outputs(program)
         merged = {**program.base_environment, **user, **program.environment, **environment}
         merged |= listen_environment(program, os.getpid(), inode)
         merged |= watchdog_environment(program, os.getpid())
@@ -246,23 +271,25 @@ def _place(program: Program, passed: Sequence[int], log: int | None, report: int
     return last
 
 
-def place_connection(program: Program, connection: int, log: int | None) -> None:
-    """In a forked child that goes on without exec: the connection at 0 and 1, its output at 2. Raises StartError."""
-    try:
-        os.dup2(connection, 0)
-        os.dup2(connection, 1)
-        if program.stderr.kind == "log" and log is not None:
-            os.dup2(log, 2)
-        elif program.stderr.kind == "socket":
-            os.dup2(connection, 2)
-        elif program.stderr.kind != "inherit":
-            os.dup2(Null().fd, 2)
-    except OSError as error:
-        raise StartError("descriptors", error.errno or 0) from None
-    _open_outputs(program)
+def placing(
+    program: Program, connection: int, log: int | None, null: Null
+) -> list[tuple[Callable[..., object], tuple[object, ...]]]:
+    """What a forked child calls that goes on without exec: then the connection is at 0 and 1, and at 2 what is open
+    already; `open_outputs` does the rest."""
+    calls: list[tuple[Callable[..., object], tuple[object, ...]]] = [
+        (os.dup2, (connection, 0)),
+        (os.dup2, (connection, 1)),
+    ]
+    if program.stderr.kind == "log" and log is not None:
+        calls.append((os.dup2, (log, 2)))
+    elif program.stderr.kind == "socket":
+        calls.append((os.dup2, (connection, 2)))
+    elif program.stderr.kind != "inherit":
+        calls.append((os.dup2, (null.fd, 2)))
+    return calls
 
 
-def _open_outputs(program: Program) -> None:
+def open_outputs(program: Program) -> None:
     """Files are opened as the service's user, so that no link of his leads anywhere he could not write (L10)."""
     for number, output in ((1, program.stdout), (2, program.stderr)):
         if output.kind != "file" or output.path is None or (number == 1 and program.stdio):

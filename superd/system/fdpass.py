@@ -102,9 +102,7 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == _SOCKET and kind == _RIGHTS:
-            numbers = array.array("i")
-            numbers.frombytes(payload[: len(payload) - len(payload) % 4])
-            fds.extend(numbers)
+            fds += array.array("i", payload[: len(payload) & ~3])
     if message_flags & _CUT:
         # The kernel could not install every fd (EMFILE): half a message is worth nothing.
         close_all(fds)

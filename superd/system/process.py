@@ -92,20 +92,15 @@ def set_name(name: str) -> None:
 
     Nothing depends on it, so a filter that refuses prctl(2) is nothing to fail for.
     """
-    name_setter(name)()
+    function, arguments = name_setting(name)
+    function(*arguments)
 
 
-def name_setter(name: str) -> Callable[[], None]:
-    """`set_name` with all made ready that can be, for a child that pays for each page it touches."""
+def name_setting(name: str) -> tuple[Callable[..., object], tuple[object, ...]]:
+    """What `set_name` calls, with what, for a child that pays for each page it touches."""
     import ctypes
 
-    text = ctypes.create_string_buffer(name.encode()[:15])
-    prctl, address = _libc().prctl, ctypes.addressof(text)
-
-    def set_name(text: object = text) -> None:  # which keeps it where it is
-        prctl(_PR_SET_NAME, address, 0, 0, 0)
-
-    return set_name
+    return ctypes.PyDLL(None).prctl, (_PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]))
 
 
 def become_subreaper() -> bool:

@@ -6,7 +6,6 @@ it sets it. Every fd made here is close-on-exec. Numbers that the socket module 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import math
@@ -804,6 +803,9 @@ def _take_inherited(spec: SocketSpec, inherited: Mapping[str, list[int]], connec
             if sock.type == socket.SOCK_DGRAM and connections:
                 reason = f'fd {fd} is a datagram socket, which has no connections: write run = "on-demand"'
                 raise BindError(errno.EOPNOTSUPP, "inherited", spec.address, reason)
+            if sock.type != socket.SOCK_STREAM and spec.proxy_protocol:
+                reason = f"fd {fd} is no stream socket"
+                raise BindError(errno.EOPNOTSUPP, "option proxy_protocol", spec.address, reason)
         if spec.protocol is not None:
             raise BindError(errno.EOPNOTSUPP, "option protocol", spec.address, "the socket is there already")
         apply_options(fd, spec)
@@ -934,7 +936,7 @@ def drain_datagram(fd: int) -> bool:
 
 def set_priority(fd: int, priority: int) -> None:
     """SO_PRIORITY of a connection: the one option that accept(2) does not take over from the listener."""
-    with _borrow(fd) as sock, contextlib.suppress(OSError):
+    with _borrow(fd) as sock, suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, priority)
 
 
@@ -974,6 +976,18 @@ def listener_is_dead(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLRDHUP)
     return any(events & (select.POLLHUP | select.POLLRDHUP | select.POLLNVAL) for _, events in poll.poll(0))
+
+
+def peek(fd: int, most: int) -> bytes:
+    """What there is to read, which stays there; b"": the end. Raises BlockingIOError when nothing has come yet."""
+    with _borrow(fd) as sock:
+        return sock.recv(most, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
+
+def take(fd: int, count: int) -> bytes:
+    """Read as many bytes at most. Raises BlockingIOError when there are none."""
+    with _borrow(fd) as sock:
+        return sock.recv(count, socket.MSG_DONTWAIT)
 
 
 def queue_length(fd: int) -> tuple[int, int] | None:

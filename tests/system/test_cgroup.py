@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,72 @@ def test_what_a_group_has(tmp_path: Path) -> None:
     (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 9\noom 3\noom_kill 2\noom_group_kill 0\n")
     assert cgroup.usage(str(tmp_path)) == {"memory": 4096} and cgroup.killed_for_memory(str(tmp_path)) == 2
     assert cgroup.usage(str(tmp_path / "none")) == {} and cgroup.killed_for_memory(str(tmp_path / "none")) == 0
+
+
+def born_there(group: str) -> bool:
+    """Whether the kernel lets anybody be born into a group: not before 5.7, nor where a filter refuses clone3(2)."""
+    pid, is_there = cgroup.fork(group)
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return is_there
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_fork(base: str, monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """The child is in the group when it begins; where the kernel has no such call, it is told to join."""
+    group = cgroup.make(base, "s")
+    if not refused and not born_there(group):
+        pytest.skip("nobody can be born into a cgroup here")
+    if refused:
+        monkeypatch.setattr(cgroup, "_SYS_CLONE3", 1 << 20)
+    reader, writer = os.pipe()
+    mine = threading.get_native_id()
+    pid, is_there = cgroup.fork(group)
+    if pid == 0:
+        try:
+            with open("/proc/self/cgroup") as file:
+                text = file.read().strip().rpartition("\n")[2]
+            os.write(writer, f"{text} {is_there} {threading.get_native_id() != mine} {os.getppid()}".encode())
+        finally:
+            os._exit(7)
+    os.close(writer)
+    with open(reader) as file:
+        where, said, other, parent = file.read().split()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert (where.endswith("/s"), said, other, int(parent)) == (not refused, str(not refused), "True", os.getpid())
+    assert is_there is not refused
+
+
+def test_fork_after_a_kill(base: str) -> None:  # G6
+    """Some kernels kill whoever is born into a group to which cgroup.kill was ever written."""
+    group = cgroup.make(base, "s")
+    for _ in range(2):
+        assert cgroup.kill(group)
+        pid, is_there = cgroup.fork(group)
+        if pid == 0:
+            os._exit(3 + is_there)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3 + is_there
+
+
+def test_fork_into_a_frozen_group(base: str) -> None:
+    """Whoever starts it does not stand still with it."""
+    group = cgroup.make(base, "s")
+    if not born_there(group):
+        pytest.skip("nobody can be born into a cgroup here")
+    freeze = Path(group, "cgroup.freeze")
+    freeze.write_text("1")
+    pid, is_there = cgroup.fork(group)
+    if pid == 0:
+        os._exit(5)
+    assert is_there
+    freeze.write_text("0")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+
+
+def test_fork_without_a_group(tmp_path: Path) -> None:
+    for group in (None, str(tmp_path / "gone"), str(tmp_path)):  # not asked for, not there, no group
+        pid, is_there = cgroup.fork(group)
+        if pid == 0:
+            os._exit(is_there)
+        assert os.waitpid(pid, 0)[1] == 0 and not is_there

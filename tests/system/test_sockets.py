@@ -979,7 +979,28 @@ def test_given_listeners_by_their_kind() -> None:
             assert given == Bound(bound.fd, bound.address)
 
 
+def test_given_listener_that_has_packets() -> None:
+    """No PROXY header can be read from one without what stands behind it."""
+    with opened(spec(Address("unix-seqpacket", path="@superd-test-kind"))) as (_, bound):
+        error = refused(spec(Address("fd", path="x"), ttl=None, proxy_protocol=True), inherited={"x": [bound.fd]})
+        assert error.stage == "option proxy_protocol" and "no stream socket" in str(error)
+
+
 # What arrives
+
+
+def test_peek_and_take() -> None:
+    one, other = socket.socketpair()
+    with one:
+        with pytest.raises(BlockingIOError):
+            sockets.peek(one.fileno(), 10)
+        with other:
+            other.sendall(b"hello")
+            assert [sockets.peek(one.fileno(), most) for most in (2, 10)] == [b"he", b"hello"]
+            assert sockets.take(one.fileno(), 2) == b"he" and sockets.take(one.fileno(), 10) == b"llo"
+            with pytest.raises(BlockingIOError):
+                sockets.take(one.fileno(), 1)
+        assert sockets.peek(one.fileno(), 10) == b""
 
 
 def test_peers() -> None:
