@@ -17,8 +17,13 @@ import traceback
 TYPE_CHECKING = False  # typing itself would cost the spawner memory; type checkers know the name
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Set
     from typing import IO, Any, NoReturn
+
+    Served = tuple[socket.socket, Callable[..., object], tuple[Any, ...], IO[Any] | None]
+
+
+_WARM_RUNS = 16
 
 
 class HandlerError(Exception):
@@ -77,25 +82,17 @@ class Connection:
     id           as in the log and SUPERD_CONNECTION; service: its name
     """
 
-    input: io.BufferedReader
-    output: io.BufferedWriter
-
-    def __init__(self, sock: socket.socket, variables: dict[str, str], service: str) -> None:
+    def __init__(self, sock: socket.socket, variables: Mapping[str, str], service: str) -> None:
         self.socket = sock
+        # Before the fork, as all that can be: what a child writes to first costs it a fault and a copy of a page.
+        self.input: io.BufferedReader = sock.makefile("rb")
+        self.output: io.BufferedWriter = sock.makefile("wb")
         self.remote_addr = variables.get("REMOTE_ADDR")
         self.remote_port = _number(variables.get("REMOTE_PORT"))
         self.local_addr = variables.get("TCPLOCALIP")
         self.local_port = _number(variables.get("TCPLOCALPORT"))
         self.id = variables["SUPERD_CONNECTION"]
         self.service = service
-
-    def __getattr__(self, name: str) -> Any:
-        """`input` and `output` are made when they are first asked for: many handlers need only one of them."""
-        if name not in ("input", "output"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        made = self.socket.makefile("rb" if name == "input" else "wb")
-        setattr(self, name, made)
-        return made
 
 
 class _Server:
@@ -144,35 +141,101 @@ class Handler:
         self.target: Callable[..., Any] = target
         files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
         self.files = sorted(path for path in files if path.startswith(directory.rstrip("/") + "/"))
+        _warm_up()
         gc.collect()
         gc.freeze()
 
-    def prepare(self, sock: socket.socket, variables: dict[str, str], service: str) -> Callable[[], NoReturn]:
-        """What serves the connection in a child that is forked now. variables: of this connection."""
-        if self.is_request_handler:
-            arguments = (sock, _client_address(sock), _Server(sock, self.target))
-            return lambda: self._serve(lambda: self.target(*arguments), sock)
-        connection = Connection(sock, variables, service)
-        return lambda: self._serve(lambda: self.target(connection), sock, connection)
-
-    def _serve(self, call: Callable[[], object], sock: socket.socket, connection: Connection | None = None) -> NoReturn:
-        """In the forked child, whose fds 0 and 1 are the connection too: until the handler returns, then its end."""
-        status = 0
+    def prepare(self, fd: int, variables: Mapping[str, str], service: str) -> Served:
+        """What serves the connection in a child that is forked next. variables: of this connection. The fd stays the
+        caller's: detach() the socket when that child has been forked. Raises OSError."""
+        sock = socket.socket(fileno=fd)
         try:
-            with sock:
-                call()
-                if connection is not None and (output := vars(connection).get("output")):
-                    output.flush()
-            sys.stdout.flush()
-        except SystemExit as error:
-            status = _exit_status(error)
-        except BaseException:  # boundary: the process ends here, and says why
-            sys.excepthook(*sys.exc_info())
-            status = 1
-        finally:
-            made = None if connection is None else vars(connection).get("output")
-            _flush(sys.stderr, *([made] if made else []), sys.stdout)
-            os._exit(status)
+            if self.is_request_handler:
+                return sock, self.target, (sock, _client_address(sock, variables), _Server(sock, self.target)), None
+            connection = Connection(sock, variables, service)
+            return sock, self.target, (connection,), connection.output
+        except OSError:
+            sock.detach()
+            raise
+
+
+def serve(call: Callable[..., object], arguments: tuple[Any, ...], output: IO[Any] | None) -> NoReturn:
+    """In a forked child, whose fds 0 and 1 are the connection too: until the handler returns, then its end."""
+    status = 1
+    try:
+        call(*arguments)
+        if output is not None:
+            output.flush()
+        sys.stdout.flush()
+        _flush(sys.stderr)
+        os._exit(0)
+    except SystemExit as error:
+        status = _exit_status(error)
+    except BaseException:  # boundary: the process ends here, and says why
+        sys.excepthook(*sys.exc_info())
+    finally:
+        _flush(sys.stderr, *([output] if output else []), sys.stdout)
+        os._exit(status)
+
+
+def _warm_up() -> None:
+    """Do here what each child does. The interpreter writes to code that it runs for the first times, and to its caches
+    (PEP 659); a child would do it to copies."""
+    try:
+        ends = socket.socketpair()
+        with ends[0], ends[1]:
+            for _ in range(_WARM_RUNS):
+                connection = Connection(ends[0], {"SUPERD_CONNECTION": ""}, "")
+                connection.output.write(b" ")
+                connection.output.flush()
+                ends[1].recv(1)
+    except OSError:
+        pass  # no fd for it: children do it themselves
+
+
+class Environment:
+    """os.environ and environ(7) of a handler and of its children.
+
+    The variables of a connection get there without putenv(3), for glibc keeps each value that it was ever given, and
+    some of them are new with each connection.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        """variables: all that there is, while the module is imported."""
+        import ctypes
+
+        self._strings: Callable[[list[bytes]], Any] = lambda words: (ctypes.c_char_p * (len(words) + 1))(*words)
+        self._environ = ctypes.c_void_p.in_dll(ctypes.PyDLL(None), "environ")
+        self._address: Callable[[Any], int] = ctypes.addressof
+        self._data: dict[bytes, bytes] = vars(os.environ)["_data"]  # which os.environb shares
+        self._names: Set[bytes] = frozenset()  # of the last connection
+        self._given: Mapping[str, str] = {}
+        os.environ.clear()
+        self.change(variables)
+
+    def change(self, variables: Mapping[str, str]) -> None:
+        """What is given from outside is this now; what the module has set itself stays."""
+        for name in self._given.keys() - variables.keys():
+            os.environ.pop(name, None)
+        for name, value in variables.items():
+            if self._given.get(name) != value:
+                os.environ[name] = value
+        self._given = dict(variables)
+
+    def prepare(self, variables: Mapping[str, str]) -> tuple[dict[bytes, bytes], Any]:
+        """What `enter` takes, with these variables besides what os.environ has."""
+        found = {os.fsencode(name): os.fsencode(value) for name, value in variables.items()}
+        rest = [b"%b=%b" % pair for pair in self._data.items() if pair[0] not in found and pair[0] not in self._names]
+        return found, self._strings([*rest, *(b"%b=%b" % pair for pair in found.items())])
+
+    def enter(self, prepared: tuple[dict[bytes, bytes], Any]) -> None:
+        """`prepared` has to live as long as the next process, or until another is entered."""
+        found, strings = prepared
+        for name in self._names - found.keys():
+            del self._data[name]
+        self._data.update(found)
+        self._names = found.keys()
+        self._environ.value = self._address(strings)
 
 
 def _flush(*streams: IO[Any]) -> None:
@@ -193,11 +256,18 @@ def _describe(error: BaseException, directory: str) -> str:
     return f"{text} ({own[-1].filename}:{own[-1].lineno})" if own else text
 
 
-def _client_address(sock: socket.socket) -> Any:
+def _client_address(sock: socket.socket, variables: Mapping[str, str]) -> Any:
     try:
-        return sock.getpeername()
+        address = sock.getpeername()
     except OSError:
         return ("", 0)  # it has gone
+    host = variables.get("TCPREMOTEIP")
+    if host is None:
+        return address
+    named = host, int(variables["TCPREMOTEPORT"])
+    if type(address) is tuple and (address[0].removeprefix("::ffff:"), address[1]) == named:
+        return address
+    return named  # a PROXY header has told
 
 
 def _exit_status(error: SystemExit) -> int:

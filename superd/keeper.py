@@ -7,7 +7,8 @@ afterwards nothing does (STYLE.md, two phases): a manager that dies is followed 
 
 The roles are forked without exec. They share the interpreter's pages with the keeper (PSS of a spawner: 7.3 MB,
 9.2 MB when executed) and a manager is back in the time that importing trio takes. The keeper is single-threaded, so a
-forked copy is whole; each role closes what is not its own first (`_only`).
+forked copy is whole; each role closes what is not its own first (`_only`). The spawner's code is read when superd
+starts, so that none of a version that is installed meanwhile gets beside what runs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import fields as dataclass_fields
 from importlib import import_module
 from typing import Any, Literal, NoReturn
 
-from superd import __version__, init
+from superd import __version__, init, spawner
 from superd.core import messages, records
 from superd.core.plan import Program
 from superd.system import cgroup, children, context, fdpass, process, succession
@@ -72,6 +73,7 @@ class _Spawner:
     born: float
     quick_ends: int = 0  # in a row, of those before it
     cgroup: str | None = None  # that it is in
+    environment: list[dict[str, str]] | None = None  # that a handler is imported with: below and above its user's
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +403,7 @@ class Keeper:
             "children": [[number, asdict(child)] for number, child in self.children.items()],
             "spawners": [
                 [pid, {"id": one.id, "context": one.context, "channel": one.channel.fileno(), "born": one.born,
-                       "quick_ends": one.quick_ends, "cgroup": one.cgroup}]
+                       "quick_ends": one.quick_ends, "cgroup": one.cgroup, "environment": one.environment}]
                 for pid, one in self.spawners.items()
             ],
             "recent": list(self.recent), "generation": self.generation, "form": self.form, "orphans": self.orphans,
@@ -444,7 +446,13 @@ class Keeper:
             messages.context_from_json(row["context"])
             channel = socket.socket(fileno=known(row["channel"]))
             keeper.spawners[int(pid)] = _Spawner(
-                int(row["id"]), row["context"], channel, float(row["born"]), int(row["quick_ends"]), row.get("cgroup")
+                int(row["id"]),
+                row["context"],
+                channel,
+                float(row["born"]),
+                int(row["quick_ends"]),
+                row.get("cgroup"),
+                row.get("environment"),
             )
         keeper.recent.extend((int(pid), int(status)) for pid, status in state["recent"])
         keeper.generation, keeper.orphans = int(state["generation"]), int(state["orphans"])
@@ -577,11 +585,17 @@ class Keeper:
         wanted = messages.context_from_json(order["context"])
         log = [fds.pop(), fds.pop()] if order["log"] else []  # read end, write end
         ready = [] if program.ready_fd is None else [fds.pop()]
+        is_there = False  # in its cgroup, in the child
+
+        def fork() -> int:
+            nonlocal is_there
+            pid, is_there = cgroup.fork(order.get("cgroup"))
+            return pid
 
         def settle() -> None:
             signal.set_wakeup_fd(-1)
             process.reset_signals()
-            if order.get("cgroup"):
+            if order.get("cgroup") and not is_there:
                 try:
                     cgroup.join(order["cgroup"])
                 except OSError as error:  # without it sessions and the subreaper have to do
@@ -601,7 +615,7 @@ class Keeper:
         try:
             passed = [*fds, *(fd for fd, _ in kept), *ready]
             with context.pid_namespace(settle) if wanted.private_pids else contextlib.nullcontext():
-                pid, report = children.fork_exec(program, {}, passed, log[1] if log else None, prepare)
+                pid, report = children.fork_exec(program, {}, passed, log[1] if log else None, prepare, fork)
         except context.ContextError as error:
             fdpass.close_all(log)
             self._send("failed", id=number, stage=error.stage, errno=error.errno or 0, detail=error.detail)
@@ -664,7 +678,8 @@ class Keeper:
             ours, theirs = fdpass.channel()
         except OSError as error:
             return self._send("spawner-gone", id=number, pid=0, status=0, errno=error.errno)
-        pid = self._fork_spawner(number, order["context"], theirs, order.get("cgroup"))
+        wanted = _Spawner(number, order["context"], theirs, 0.0, 0, order.get("cgroup"), order.get("environment"))
+        pid = self._fork_spawner(wanted)
         if pid is None:
             ours.close()
             theirs.close()
@@ -672,16 +687,16 @@ class Keeper:
         self.held[f"spawner:{number}"] = [ours.detach()]
         self._send("spawner", self.held[f"spawner:{number}"], id=number, pid=pid)
 
-    def _fork_spawner(self, number: int, wanted: Any, channel: socket.socket, group: str | None) -> int | None:
+    def _fork_spawner(self, wanted: _Spawner) -> int | None:
         try:
-            pid = os.fork()
+            pid, is_there = cgroup.fork(wanted.cgroup)
         except OSError as error:
-            self._send("spawner-gone", id=number, pid=0, status=0, errno=error.errno)
+            self._send("spawner-gone", id=wanted.id, pid=0, status=0, errno=error.errno)
             return None
         if pid == 0:
-            self._only(channel.fileno())
-            run_spawner(channel, messages.context_from_json(wanted), self.nofile, group)
-        self.spawners[pid] = _Spawner(number, wanted, channel, time.monotonic(), cgroup=group)
+            self._only(wanted.channel.fileno())
+            run_spawner(wanted, self.nofile, None if is_there else wanted.cgroup)
+        self.spawners[pid] = replace(wanted, born=time.monotonic())
         return pid
 
     def _spawner_ended(self, ended: _Spawner, pid: int, status: int) -> None:
@@ -690,9 +705,8 @@ class Keeper:
         by_itself = os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, 1)
         quick_ends = ended.quick_ends + 1 if time.monotonic() - ended.born < _STABLE_S else 0
         if not by_itself and quick_ends <= _QUICK_ENDS and self.exit_status is None:
-            again = self._fork_spawner(ended.id, ended.context, ended.channel, ended.cgroup)
+            again = self._fork_spawner(replace(ended, quick_ends=quick_ends))
             if again is not None:
-                self.spawners[again].quick_ends = quick_ends
                 return self._send("spawner-replaced", id=ended.id, pid=again, was=pid)
         ended.channel.close()
         for fd in self.held.pop(f"spawner:{ended.id}", []):
@@ -770,7 +784,6 @@ def try_out(generation: str) -> int:
     for package in ("superd.core", "superd.system", "superd.manager"):  # also what is imported late
         for module in iter_modules(import_module(package).__path__, f"{package}."):
             import_module(module.name)
-    import_module("superd.spawner")
     if generation != str(messages.GENERATION):
         what = f"generation {messages.GENERATION} of superd cannot follow {generation[:20]}"
         sys.stdout.write(f"{what}: stop superd and start it again\n")
@@ -833,11 +846,10 @@ def run_manager(channel: socket.socket, options: Options, nofile: tuple[int, int
         os._exit(status)
 
 
-def run_spawner(channel: socket.socket, wanted: Any, nofile: tuple[int, int], group: str | None) -> NoReturn:
+def run_spawner(wanted: _Spawner, nofile: tuple[int, int], group: str | None) -> NoReturn:
     try:
-        from superd import spawner
-
-        spawner.main(channel, wanted, nofile, group)
+        context = messages.context_from_json(wanted.context)
+        spawner.main(wanted.channel, context, nofile, group, wanted.environment)
     except BaseException:  # boundary: never return into the keeper's loop
         sys.excepthook(*sys.exc_info())
     finally:

@@ -13,8 +13,10 @@ is done by then costs the manager one wake-up instead of two.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import dataclasses
+import errno
 import gc
 import os
 import resource
@@ -24,8 +26,9 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from superd import handler
 from superd.core import messages, plan
 from superd.core.messages import EXITED, FAILED, STAGES, STARTED, pack_record
 from superd.core.plan import Program
@@ -33,25 +36,40 @@ from superd.core.spec import Context
 from superd.system import cgroup, children, context, fdpass, process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Set
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from superd.handler import Handler
+    from superd.handler import Environment, Handler, Served
 
 _LINGER_MS = 2
-_REPORTS_AT_ONCE, _REPORTS_PER_PACKET = 16, 64
+_REPORTS_AT_ONCE, _REPORTS_PER_PACKET = 6, 64
+_FORKS_AT_ONCE = 16
+_TCP_FACTS = 5  # in an order whose listener has one address
 _CREDENTIALS = struct.Struct("iII")  # struct ucred
 _OF_EACH_CHILD = ("cpu", "as", "data", "stack", "fsize", "nofile")
 
 Limit = tuple[str, int, int | None]
 
 
-@dataclasses.dataclass(slots=True)
-class _Child:
+class _Child(NamedTuple):
     connection: int
     service: str
-    peer: str  # for people
+    peer: str | bytes  # for people; bytes: as the order had it
     started: float  # CLOCK_MONOTONIC
     log: int | None  # our copy of the read end
+
+    def peer_text(self) -> str:
+        return self.peer if isinstance(self.peer, str) else _ip_text(*self.peer.decode().split("\0")[:2])
+
+
+@dataclasses.dataclass(slots=True)
+class _Fork:
+    """A handler's child that is not forked yet. fds: its connection, and the write end of its log pipe."""
+
+    child: _Child
+    fds: list[int]
+    environment: tuple[dict[bytes, bytes], Any]
+    steps: list[tuple[Callable[..., object], tuple[Any, ...]]]
+    served: Served
 
 
 class Spawner:
@@ -63,10 +81,12 @@ class Spawner:
         user_environment: dict[str, str],
         limits: list[Limit],
         served: Handler | None = None,
+        environment: Environment | None = None,
         kept: list[int] | None = None,
         init: int = 0,
     ) -> None:
-        """kept: fds that the handler's children have as well. init: process 1 of its children's pid namespace."""
+        """environment: the handler's. kept: fds that its children have as well. init: process 1 of its children's
+        pid namespace."""
         self.init = init
         self.channel = channel
         self.handler = served
@@ -76,8 +96,10 @@ class Spawner:
         self.programs: dict[int, tuple[Program, dict[str, str], children.Launcher | None]] = {}
         self.children: dict[int, _Child] = {}
         self.pids: dict[int, int] = {}  # connection -> pid
-        self.names: dict[str, Callable[[], None]] = {}  # of handlers' children: what gives them their service's
-        self.variables: Set[str] = frozenset()  # of the last connection that a handler was forked for
+        # Of the handler, whose context one service has alone.
+        self.set_name: tuple[Callable[..., object], tuple[Any, ...]] = (int, ())  # gives a child its service's name
+        self.environment = environment
+        self.forks: list[_Fork] = []
         self.null = children.Null()
         self.reports: list[bytes] = []
         self.waiting: dict[int, list[tuple[bytes, list[int]]]] = {}  # orders for programs not known yet
@@ -98,7 +120,7 @@ class Spawner:
                     os.read(ended, children.END_BYTES)
                     self._reap()
                 else:
-                    self._take_order()
+                    self._take_orders()
             if self.reports and (not ready or len(self.reports) >= _REPORTS_AT_ONCE):
                 self._report()
 
@@ -113,23 +135,35 @@ class Spawner:
             child = self.children.pop(pid, None)
             if child is None:
                 continue
-            del self.pids[child.connection]
-            if child.log is not None:
-                os.close(child.log)
-            self.reports.append(pack_record(EXITED, child.connection, pid, status))
+            connection, _, _, _, log = child
+            del self.pids[connection]
+            if log is not None:
+                os.close(log)
+            self.reports.append(pack_record(EXITED, connection, pid, status))
             self.urgent = True
 
-    def _take_order(self) -> None:
+    def _take_orders(self) -> None:
+        """What is there, but no more than some at once: children that have ended come soon as well."""
+        self._take_order(0)
+        if self.handler is not None:
+            with contextlib.suppress(BlockingIOError):
+                while len(self.forks) < _FORKS_AT_ONCE:
+                    self._take_order(fdpass.DONTWAIT)
+            self._fork_all()
+
+    def _take_order(self, flags: int) -> None:
+        """Raises BlockingIOError."""
         try:
-            data, fds = fdpass.receive(self.channel)
+            data, fds = fdpass.receive(self.channel, flags)
         except fdpass.CutMessage as error:
             if error.data[:1] == messages.GO:
                 self._failed(messages.unpack_go(error.data)[0], "descriptors", error.errno or 0)
             return
         kind = data[:1]
         if kind == messages.GO:
-            self._go(data, fds)
-        elif kind == messages.SIGNAL:
+            return self._go(data, fds)
+        self._fork_all()
+        if kind == messages.SIGNAL:
             connection, signo, group = messages.unpack_signal(data)
             pid = self.pids.get(connection)
             if pid is not None:
@@ -145,11 +179,14 @@ class Spawner:
             program = Program.from_json(order["program"])
             base = {**program.base_environment, **self.user_environment, **program.environment}
             self._forget(order["id"])
-            launcher = None if program.is_handler else children.Launcher(program, base, self.null)
+            # posix_spawn(3) can neither tell its child its pid nor limit it.
+            plain = not (program.is_handler or program.names or self.limits)
+            launcher = children.Launcher(program, base, self.null) if plain else None
             self.programs[order["id"]] = (program, base, launcher)
-            if launcher is None:
-                os.environ.clear()  # the handler's alone, as its context is
-                os.environ.update(base)
+            if program.is_handler:
+                self.set_name = process.name_setting(program.service)
+                if self.environment is not None:
+                    self.environment.change(base)
             for data, fds in self.waiting.pop(order["id"], []):
                 self._go(data, fds)
         elif order["kind"] == "forget":
@@ -174,7 +211,7 @@ class Spawner:
         for i in range(0, len(rows), fdpass.MAX_FDS):
             part = rows[i : i + fdpass.MAX_FDS]
             listed = [
-                [child.connection, pid, child.service, child.peer, child.started, child.log is not None]
+                [child.connection, pid, child.service, child.peer_text(), child.started, child.log is not None]
                 for pid, child in part
             ]  # fmt: skip
             fds = [child.log for _, child in part if child.log is not None]
@@ -193,81 +230,107 @@ class Spawner:
             log_reader = fds.pop()
             log = fds.pop()
         stage, error, pid = "", 0, 0
+        program, base, launcher = self.programs[number]
+        text: str | bytes = peer
+        began = time.monotonic()
         try:
-            program, base, launcher = self.programs[number]
-            variables, text = connection_facts(fds[0], peer)
-            variables["SUPERD_CONNECTION"] = messages.format_connection(connection)
-            if launcher is None:
-                pid = self._fork_handler(program, variables, fds[0], log)
-            elif program.names or self.limits:
-                pid, report = children.fork_exec(program, {**base, **variables}, fds, log, self._prepare)
-                failure = children.start_failure(report)
-                if failure is not None:
-                    stage, error = failure.stage, failure.errno
+            facts = peer.split(b"\0")
+            if len(facts) == _TCP_FACTS and launcher is not None and len(peer) < children.VALUE_BYTES:
+                values = plan.tcp_values(facts, b"%d-%d" % messages.split_connection(connection))
+                pid = launcher.start_tcp(values, fds[0], log)
             else:
-                pid = launcher.start(variables, fds[0], log)
+                variables, text = connection_facts(fds[0], peer)
+                variables["SUPERD_CONNECTION"] = messages.format_connection(connection)
+                if launcher is not None:
+                    pid = launcher.start(variables, fds[0], log)
+                elif self.handler is not None:
+                    child = _Child(connection, program.service, text, began, log_reader)
+                    return self._fork_later(child, program, variables, fds, log)
+                else:
+                    pid, report = children.fork_exec(program, {**base, **variables}, fds, log, self._prepare)
+                    failure = children.start_failure(report)
+                    if failure is not None:
+                        stage, error = failure.stage, failure.errno
         except children.StartError as failure:
             stage, error = failure.stage, failure.errno
         # Our copies: the client must see EOF as soon as the process has closed its own (E3).
-        fdpass.close_all(fds)
+        for fd in fds:
+            os.close(fd)
         if log is not None:
             os.close(log)
+        self._answer(_Child(connection, program.service, text, began, log_reader), pid, stage, error)
+
+    def _answer(self, child: _Child, pid: int, stage: str, error: int) -> None:
         if pid and not stage:
-            self.children[pid] = _Child(connection, program.service, text, time.monotonic(), log_reader)
-            self.pids[connection] = pid
-            self.reports.append(pack_record(STARTED, connection, pid))
+            self.children[pid] = child
+            self.pids[child.connection] = pid
+            self.reports.append(pack_record(STARTED, child.connection, pid))
         else:
-            self._failed(connection, stage, error)
-            if log_reader is not None:
-                os.close(log_reader)
+            self._failed(child.connection, stage, error)
+            if child.log is not None:
+                os.close(child.log)
 
-    def _fork_handler(self, program: Program, variables: dict[str, str], connection: int, log: int | None) -> int:
-        """The pid of a child that serves the connection and ends. Raises StartError when there can be none.
-
-        What can be done before the fork is: each page that the child is the first to write to costs it a fault and a
-        copy, and they are most of what it costs (280 pages for a greeting; 430 when the child made its socket, its
-        environment and its name itself).
-        """
-        assert self.handler is not None
-        set_name = self.names.get(program.service)
-        if set_name is None:
-            set_name = self.names[program.service] = process.name_setter(program.service)
-        for name in self.variables - variables.keys():
-            os.environ.pop(name, None)
-        os.environ.update(variables)
-        self.variables = variables.keys()
-        sock = None
+    def _fork_later(
+        self, child: _Child, program: Program, variables: dict[str, str], fds: list[int], log: int | None
+    ) -> None:
+        assert self.handler is not None and self.environment is not None
         try:
-            sock = socket.socket(fileno=connection)
-            serve = self.handler.prepare(sock, variables, program.service)
-            pid = os.fork()
+            served = self.handler.prepare(fds[0], variables, program.service)
         except OSError as error:
-            if sock is not None:
-                sock.detach()
-            raise children.StartError("fork", error.errno or 0) from None
-        if pid:
-            sock.detach()  # the fd is the caller's
-            return pid
-        status = 126
-        try:
-            os.setsid()
-            set_name()
-            children.place_connection(program, connection, log)
-            first = 3
-            for fd in sorted([*self.kept, connection]):
-                os.closerange(first, fd)
-                first = fd + 1
-            os.closerange(first, 1 << 20)
-            for name, soft, hard in self.limits:
-                context.set_limit(name, soft, hard)
-            # All else is as it was when the spawner began, or as the handler's module wants it.
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            gc.enable()
-            serve()
-        except BaseException:  # boundary: the child reports and ends, always
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(status)
+            raise children.StartError("descriptors", error.errno or 0) from None
+        environment = self.environment.prepare(variables)
+        steps = self._steps(program, fds[0], log)
+        if log is not None:
+            fds.append(log)
+        self.forks.append(_Fork(child, fds, environment, steps, served))
+
+    def _steps(
+        self, program: Program, connection: int, log: int | None
+    ) -> list[tuple[Callable[..., object], tuple[Any, ...]]]:
+        """What a handler's child calls first, one after the other. To look something up costs it a page or two, so
+        there is nothing left to look up."""
+        steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = [(os.setsid, ())]
+        steps += children.placing(program, connection, log, self.null)
+        first = 3
+        for fd in sorted([*self.kept, connection]):
+            steps.append((os.closerange, (first, fd)))
+            first = fd + 1
+        steps += [(os.closerange, (first, 1 << 20)), self.set_name]
+        if program.stderr.kind == "file":  # which may be a FIFO, and wait: by now this has no fd of others any more
+            steps.append((children.open_outputs, (program,)))
+        steps += [(context.set_limit, limit) for limit in self.limits]
+        # All else is as it was when the spawner began, or as the handler's module wants it. The signal module's own
+        # function makes enumerations of the answer, which costs 35 pages.
+        steps += [(_signal.pthread_sigmask, (signal.SIG_SETMASK, ())), (gc.enable, ())]
+        return steps
+
+    def _fork_all(self) -> None:
+        """A child for each connection that is ready for one.
+
+        All that can wait waits until the last has been forked: after each fork, a page that we are the first to write
+        to costs a fault (190 pages until the next one, when each was forked, noted and reported by itself).
+        """
+        if not self.forks:
+            return
+        assert self.environment is not None
+        pids = []
+        for fork in self.forks:
+            self.environment.enter(fork.environment)
+            try:
+                pid = os.fork()
+            except OSError as error:
+                pid = -(error.errno or errno.EAGAIN)
+            if pid == 0:
+                _become(fork.steps, fork.served)
+            pids.append(pid)
+            fdpass.close_all(fork.fds)  # the client must see EOF as soon as the process has ended (E3)
+        for fork, pid in zip(self.forks, pids, strict=True):
+            fork.served[0].detach()
+            if pid > 0:
+                self._answer(fork.child, pid, "", 0)
+            else:
+                self._answer(fork.child, 0, "fork", -pid)
+        self.forks.clear()
 
     def _failed(self, connection: int, stage: str, error: int) -> None:
         self.reports.append(pack_record(FAILED, connection, 0, error, STAGES.index(stage)))
@@ -285,11 +348,24 @@ class Spawner:
         return {}, inode
 
 
+def _become(steps: list[tuple[Callable[..., object], tuple[Any, ...]]], served: Served) -> NoReturn:
+    """In a forked child: what serves one connection and ends."""
+    try:
+        for function, arguments in steps:
+            function(*arguments)
+        _, call, of_connection, output = served
+        handler.serve(call, of_connection, output)
+    except BaseException:  # boundary: the child reports and ends, always
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(126)
+
+
 def connection_facts(fd: int, peer: bytes) -> tuple[dict[str, str], str]:
     """(variables of this connection, peer for people). `peer` as messages.Go has it; no IP for a UNIX client."""
     remote, port, number, *local = peer.decode().split("\0")
     facts = {"number": number, "remote": remote, "remote_port": port}
-    text = f"[{remote}]:{port}" if ":" in remote else f"{remote}:{port}"
+    text = _ip_text(remote, port)
     if local:
         facts["local"], facts["local_port"] = local
         return plan.connection_environment("tcp", facts), text
@@ -306,6 +382,10 @@ def connection_facts(fd: int, peer: bytes) -> tuple[dict[str, str], str]:
     except OSError:
         pass  # the client has gone: the service starts all the same, and sees EOF
     return plan.connection_environment("tcp", facts), text
+
+
+def _ip_text(remote: str, port: str) -> str:
+    return f"[{remote}]:{port}" if ":" in remote else f"{remote}:{port}"
 
 
 def _open_fds() -> set[int]:
@@ -375,10 +455,17 @@ def _refuse(channel: socket.socket, error: context.ContextError) -> NoReturn:
     os._exit(1)
 
 
-def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int], group: str | None = None) -> NoReturn:
+def main(
+    channel: socket.socket,
+    wanted: Context,
+    nofile: tuple[int, int],
+    group: str | None = None,
+    environment: Sequence[Mapping[str, str]] | None = None,
+) -> NoReturn:
     """Enter the context, say so, serve until told to go. The caller has forked and closed what is not ours.
 
-    group: the cgroup that it serves in, or None.
+    group        the cgroup that it is to join, or None
+    environment  that a handler is imported with: what is below the user's variables, and above them
     """
     process.set_name("superd-spawner")
     process.reset_signals()
@@ -388,8 +475,6 @@ def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int], group
     early = tuple(limit for limit in wanted.rlimits if limit[0] not in _OF_EACH_CHILD)
     library = None
     if wanted.handler is not None:
-        from superd import handler  # few need it
-
         library = handler.Library()
     try:
         if group is not None:
@@ -403,10 +488,12 @@ def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int], group
     except context.ContextError as error:
         _refuse(channel, error)
     init, life = (0, -1) if entered.init is None else (entered.init.pid, entered.init.life)
-    served, kept = None, []
+    served, variables, kept = None, None, []
     printed: list[int] = []
     if library is not None and wanted.handler is not None:
         library.keep()
+        below, above = environment or ({}, {})
+        variables = handler.Environment({**below, **context.user_environment(entered), **above})
         began_ns = time.time_ns()
         try:
             with _printed(printed):
@@ -428,6 +515,6 @@ def main(channel: socket.socket, wanted: Context, nofile: tuple[int, int], group
         ready = messages.pack("entered", uid=entered.uid, gid=entered.gid, **_facts(init, served))
         fdpass.send_waiting(channel, ready, printed)
         fdpass.close_all(printed)
-        Spawner(channel, context.user_environment(entered), late, served, kept, init).run()
+        Spawner(channel, context.user_environment(entered), late, served, variables, kept, init).run()
     except ConnectionError:
         os._exit(0)  # keeper and manager are gone, or do not want us any more; the children go on by themselves
