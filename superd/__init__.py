@@ -17,6 +17,7 @@ The map. Imports point down only (tests/test_layering.py holds that):
         notification.py what they say to their notify sockets; watchdog.py: how often they must; fdstore.py: the fds
                         that they store; mainprocess.py: one that they have named as their main process
         builtins.py     per-connection services that superd is itself; gate.py: clients that must wait for admission
+        proxy.py        programs that listen by themselves: accepts for them, and carries the bytes
         tcpmux.py       the builtin that hands its connections on to other services
         trial.py        what `superd run` adds: addresses on stdout, the bytes of connections in the log
         access.py       who may connect
@@ -45,6 +46,7 @@ The map. Imports point down only (tests/test_layering.py holds that):
         effective.py    specs and where each value was written -> TOML
         spec.py         what a service is; address.py, values.py, machine.py, problems.py: what that is made of
         admission.py    places, connections per source, rates -> Verdict
+        proxyheader.py  bytes -> who the client of a proxy is
         lifecycle.py    states, events, effects; what an exit means
         dependencies.py which service needs which: order, and what is wrong with it
         plan.py         spec -> argv, environment, fd numbers

@@ -9,6 +9,7 @@ is a row in a table; only a report from its spawner touches it again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -27,7 +28,7 @@ from superd.core.lifecycle import Ending, State
 from superd.core.plan import Program
 from superd.core.spec import Access, ServiceSpec
 from superd.core.values import format_duration
-from superd.manager.gate import Gate, Held
+from superd.manager.gate import Gate, Held, rules_of
 from superd.manager.listeners import Listener
 from superd.manager.logs import OutputReader
 from superd.manager.service import Service, explain_start
@@ -90,6 +91,10 @@ class ConnectionService(Service):
         self._runtime: Timer | None = None
         self._overlapped: str | None = ""
 
+    @property
+    def acceptor(self) -> ConnectionService:
+        return self
+
     # -- wish and state
 
     def begin(self) -> None:
@@ -113,6 +118,8 @@ class ConnectionService(Service):
             self.pool = self.supervisor.spawners.join(self, self.spec.context)
         elif program != self.program:
             self.pool.changed(self)
+            if self.spec.context.handler is not None and any(member.entered for member in self.pool.members):
+                return self._renew(self.pool)  # what a module sees while it is imported has changed
         self.program = program
         if self.spec.context.handler is not None:
             self.pool.workers = self.spec.workers
@@ -124,7 +131,7 @@ class ConnectionService(Service):
         """Live connections go on with what they were given; the next ones get what `spec` says."""
         was, self.spec = self.spec, spec
         self.admission.change(spec.limits)
-        if spec.access != was.access or spec.limits.first_byte_timeout_s != was.limits.first_byte_timeout_s:
+        if rules_of(spec) != rules_of(was):
             gate, self.gate = self.gate, self._make_gate()
             if gate is not None and gate.clients:
                 self.gate = self.gate or Gate(self)
@@ -221,9 +228,11 @@ class ConnectionService(Service):
         return self._overlapped
 
     def _renew(self, pool: Pool) -> None:
-        """Clients wait until the handler's code is there as it is now."""
+        """Clients wait until the handler's code is there as it is now, with the environment as it is now."""
         self.unwatch()
         self.enter(State.STARTING)
+        with contextlib.suppress(OSError, ValueError):  # begin() says why
+            self.program = self.make_program(self.supervisor.own_environment)
         pool.renew()
 
     def renewed(self, failure: str) -> None:
@@ -304,7 +313,7 @@ class ConnectionService(Service):
         verdict = admission.admit(source, now)
         if verdict is not Verdict.ADMITTED:
             return self.look_again(verdict, fd, raw, lambda: self._admit_after_all(listener, fd, raw, host, source))
-        self._hand_over(listener, start, fd, raw, host, source, now)
+        self._hand_over(listener, start, fd, raw, host, source, now, listener.local)
         if self.supervisor.once:
             self._hold_back()
 
@@ -328,7 +337,7 @@ class ConnectionService(Service):
         start = None if self.admission.full else self._prepare_start(listener)
         if start is None or self.admission.admit(source, now) is not Verdict.ADMITTED:
             return False
-        self._hand_over(listener, start, fd, raw, host, source, now)
+        self._hand_over(listener, start, fd, raw, host, source, now, listener.local)
         return True
 
     def start_held(self, held: Held) -> bool:
@@ -344,8 +353,9 @@ class ConnectionService(Service):
         start = self._prepare_start(held.listener)
         if start is None:
             return False
+        assert held.source is not None
         self.admission.take(now)
-        self._hand_over(held.listener, start, held.fd, held.raw, held.host, held.source, now)
+        self._hand_over(held.listener, start, held.fd, held.raw, held.host, held.source, now, held.local)
         if self.supervisor.once:
             self._hold_back()
         return True
@@ -368,7 +378,7 @@ class ConnectionService(Service):
         if not self.supervisor.dependencies.ready_for(self):
             self.unwatch()  # clients wait in the kernel's queue for what it requires
             return None
-        spawner = pool.pick()
+        spawner = pool.pick(self)
         if spawner is None or spawner.queue:
             self.unwatch()  # until spawner_available; what has been accepted and waits here would die with us
             return None
@@ -384,13 +394,15 @@ class ConnectionService(Service):
         return spawner, number, pipe, messages.pack_go(number, self.program_id, 0 if pipe is None else messages.HAS_LOG)
 
     def _hand_over(
-        self, listener: Listener, start: Start, fd: int, raw: Any, host: str | int, source: str, now: float
-    ) -> None:
+        self, listener: Listener, start: Start, fd: int, raw: Any, host: str | int, source: str, now: float,
+        local: bytes,
+    ) -> None:  # fmt: skip
+        """local: our end of the connection, as Listener has it."""
         admission = self.admission
         spawner, number, pipe, head = start
         assert spawner is not None
         peer = "\0\0" if host == "" else f"{host}\0{raw[1]}\0"
-        order = head + f"{peer}{admission.sources[source]}".encode() + listener.local
+        order = head + f"{peer}{admission.sources[source]}".encode() + local
         text = peer_text(fd, host, raw)
         try:
             if pipe is None:
@@ -402,6 +414,16 @@ class ConnectionService(Service):
             os.close(fd)
             return self._out_of(listener, error)
         # Handed over, and closed here: the client sees EOF when the process closes its own (E3).
+        if self.log.debugs:
+            name = messages.format_connection(number)
+            self.log.record(
+                "connection",
+                level="debug",
+                service=self.name,
+                connection=name,
+                peer=text,
+                address=str(listener.address),
+            )
         spawner.pending += 1
         self.supervisor.spawners.connections[number] = (self, spawner)
         if spawner.idle is not None:
@@ -482,10 +504,7 @@ class ConnectionService(Service):
         self._watch()
 
     def _make_gate(self) -> Gate | None:
-        spec = self.spec
-        if spec.access == Access() and spec.limits.first_byte_timeout_s is None:
-            return None
-        return Gate(self)
+        return None if rules_of(self.spec) == (Access(), None, ()) else Gate(self)
 
     # -- what spawners say
 

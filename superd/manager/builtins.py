@@ -13,6 +13,7 @@ import itertools
 import socket
 import struct
 import time
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,63 @@ _LOWEST_PORT = 1024  # nobody who asks has a lower one, but other such services 
 _CHARS = bytes(range(33, 127))
 
 
-class BuiltinService(ConnectionService):
+class TaskService(ConnectionService):
+    """A connection is a task here, and ends with the manager."""
+
+    def __init__(self, supervisor: Supervisor, spec: ServiceSpec) -> None:
+        super().__init__(supervisor, spec)
+        self._scopes: dict[int, trio.CancelScope] = {}
+
+    def _prepare_start(self, listener: Listener) -> Start | None:
+        return None, self.supervisor.next_connection(), None, b""
+
+    def _hand_over(
+        self, listener: Listener, start: Start, fd: int, raw: Any, host: str | int, source: str, now: float,
+        local: bytes,
+    ) -> None:  # fmt: skip
+        number = start[1]
+        row = Connection(number, messages.format_connection(number), peer_text(fd, host, raw), source, None, now, None)
+        self.connections[number] = row
+        self.total += 1
+        self.supervisor.meter.note()
+        self.log.record("start", service=self.name, connection=row.name, peer=row.peer)
+        listener.episode = False
+        self._scopes[number] = self.supervisor.start_task(functools.partial(self._run, row, fd))
+
+    async def _run(self, row: Connection, fd: int) -> None:
+        end: dict[str, Any] = {"signal": "TERM"}  # if it is cancelled
+        try:
+            with trio.socket.from_stdlib_socket(socket.socket(fileno=fd)) as conn:
+                await self._serve(row, conn)
+            end = {"status": 0}
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            end = {"status": 0}  # the client has gone
+        finally:
+            del self._scopes[row.id]
+            self._count_end("success" if end == {"status": 0} else "signal")
+            self.counts.add_life(time.monotonic() - row.started)
+            self.log.record(
+                "exit", service=self.name, connection=row.name, peer=row.peer, **end,
+                duration=round(time.monotonic() - row.started, 4),
+            )  # fmt: skip
+            self._release(row)
+            if self.supervisor.once:
+                self.served(row.id, end.get("status", 1))
+
+    @abstractmethod
+    async def _serve(self, row: Connection, conn: trio.socket.SocketType) -> None:
+        """All that happens on a connection; OSError is its end as any other."""
+
+    def _tell(self, row: Connection, signo: int, *, group: bool = True) -> None:
+        """There is no process: any signal is the end."""
+        if row.id in self._scopes:
+            self._scopes[row.id].cancel()
+
+    def _count_end(self, result: str) -> None:
+        self.counts.add_exit(result)
+
+
+class BuiltinService(TaskService):
     """builtin = "…". Stream and datagram sockets in one service."""
 
     def __init__(self, supervisor: Supervisor, spec: ServiceSpec) -> None:
@@ -43,7 +100,6 @@ class BuiltinService(ConnectionService):
         assert spec.builtin is not None
         self.answer = DATAGRAM.get(spec.builtin)
         self.door = None if spec.access == Access() else Door(spec.access, supervisor.names)
-        self._scopes: dict[int, trio.CancelScope] = {}
 
     def apply(self, spec: ServiceSpec) -> None:
         assert spec.builtin is not None
@@ -69,51 +125,9 @@ class BuiltinService(ConnectionService):
         else:
             super()._readable(listener, events)
 
-    # -- connections
-
-    def _prepare_start(self, listener: Listener) -> Start | None:
-        return None, self.supervisor.next_connection(), None, b""
-
-    def _hand_over(
-        self, listener: Listener, start: Start, fd: int, raw: Any, host: str | int, source: str, now: float
-    ) -> None:
-        number = start[1]
-        row = Connection(number, messages.format_connection(number), peer_text(fd, host, raw), source, None, now, None)
-        self.connections[number] = row
-        self.total += 1
-        self.supervisor.meter.note()
-        self.log.record("start", service=self.name, connection=row.name, peer=row.peer)
-        listener.episode = False
-        self._scopes[number] = self.supervisor.start_task(functools.partial(self._run, row, fd))
-
-    async def _run(self, row: Connection, fd: int) -> None:
-        end: dict[str, Any] = {"signal": "TERM"}  # if it is cancelled
-        try:
-            with trio.socket.from_stdlib_socket(socket.socket(fileno=fd)) as conn:
-                await self._serve(conn)
-            end = {"status": 0}
-        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-            end = {"status": 0}  # the client has gone
-        finally:
-            del self._scopes[row.id]
-            self.counts.add_exit("success" if end == {"status": 0} else "signal")
-            self.counts.add_life(time.monotonic() - row.started)
-            self.log.record(
-                "exit", service=self.name, connection=row.name, peer=row.peer, **end,
-                duration=round(time.monotonic() - row.started, 4),
-            )  # fmt: skip
-            self._release(row)
-            if self.supervisor.once:
-                self.served(row.id, end.get("status", 1))
-
-    async def _serve(self, conn: trio.socket.SocketType) -> None:
+    async def _serve(self, row: Connection, conn: trio.socket.SocketType) -> None:
         assert self.spec.builtin is not None
         await STREAM[self.spec.builtin](trio.SocketStream(conn))
-
-    def _tell(self, row: Connection, signo: int, *, group: bool = True) -> None:
-        """There is no process: any signal is the end."""
-        if row.id in self._scopes:
-            self._scopes[row.id].cancel()
 
     # -- datagrams
 

@@ -38,7 +38,7 @@ class Checks:
         """None: it is well. Otherwise why not, in a few words. Cancel it at will: it leaves nothing behind."""
         try:
             if check.address is not None:
-                (await _dial(_targets(check.address))).close()
+                (await dial(check.address)).close()
                 return None
             if check.url is not None:
                 return await _get(check.url)
@@ -207,6 +207,11 @@ def _targets(address: Address) -> list[Target]:
 
 _LOOPBACK = {"tcp": ["127.0.0.1", "::1"], "tcp4": ["127.0.0.1"], "tcp6": ["::1"]}
 _VMADDR_CID_LOCAL = 1
+
+
+async def dial(address: Address) -> trio.socket.SocketType:
+    """A connection to what listens there, which the caller closes. Raises OSError."""
+    return await _dial(_targets(address))
 
 
 async def _dial(targets: list[Target]) -> trio.socket.SocketType:

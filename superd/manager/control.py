@@ -664,18 +664,24 @@ def _limits(service: Service) -> list[str]:
 
 
 def _processes(service: Service) -> list[dict[str, Any]]:
-    if isinstance(service, ConnectionService):
+    found = []
+    if isinstance(service, ProcessService):
+        found = [
+            {"service": service.name, "pid": one.pid, "connection": None, "peer": None, **_age(one.started)}
+            for one in service.instances() if one.pid
+        ]  # fmt: skip
+    return found + _connections_of(service)
+
+
+def _connections_of(service: Service) -> list[dict[str, Any]]:
+    acceptor = service.acceptor
+    if acceptor is not None:
         return [
             {
                 "service": service.name, "pid": row.pid, "connection": format_connection(row.id), "peer": row.peer,
                 **_age(row.started),
             }
-            for row in service.connections.values()
-        ]  # fmt: skip
-    if isinstance(service, ProcessService):
-        return [
-            {"service": service.name, "pid": one.pid, "connection": None, "peer": None, **_age(one.started)}
-            for one in service.instances() if one.pid
+            for row in acceptor.connections.values()
         ]  # fmt: skip
     return []
 
@@ -726,11 +732,16 @@ def _details(server: ControlServer, row: dict[str, Any]) -> dict[str, Any]:
         "said": _text(service.status_text) if isinstance(service, ProcessService) else "",
         "errors": [f"{name}={text}" for name, text in told.problems.items()] if told else [],
         "stored": len(told.store) if told else 0, "ignored": told.ignored if told else 0,
-        "refused": service.refused if isinstance(service, ConnectionService | ProcessService) else 0,
+        "refused": _refused(service),
         "limits": _limits(service), "sockets": _sockets(service), "processes": _processes(service),
         "endings": list(service.endings),
         "records": records,
     }  # fmt: skip
+
+
+def _refused(service: Service) -> int:
+    counting = service.acceptor or service
+    return counting.refused if isinstance(counting, ConnectionService | ProcessService) else 0
 
 
 # --- the methods. Each returns the parameters of the last reply, or raises VarlinkError.
@@ -757,7 +768,7 @@ async def _status(server: ControlServer, client: _Client, call: Call) -> dict[st
 
 async def _connections(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:
     services = _services(server, call.parameters.get("names"))
-    return {"connections": [row for s in services if isinstance(s, ConnectionService) for row in _processes(s)]}
+    return {"connections": [row for service in services for row in _connections_of(service)]}
 
 
 async def _show(server: ControlServer, client: _Client, call: Call) -> dict[str, Any]:

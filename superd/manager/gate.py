@@ -1,28 +1,38 @@
-"""Between accept and hand-over: clients that must be known by name first, or must say something first.
+"""Between accept and hand-over: clients whose proxy must say who they are, that must be known by name, or must say
+something first; in this order.
 
-A client in here counts for its source but takes no place and starts no process. Services without [access] and
-first_byte_timeout have no gate, and their connections never come here.
+A client in here takes no place and starts no process. It counts for its source as soon as that is known: while its
+PROXY header is awaited it counts for nobody, or a proxy would soon be full of its own clients. Services without
+proxy_protocol, [access] and first_byte_timeout have no gate, and their connections never come here.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import select
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from superd.core import proxyheader
 from superd.core.admission import Verdict
-from superd.core.spec import Access
+from superd.core.proxyheader import Header, NoHeaderError, WrongHeaderError
+from superd.core.spec import Access, AccessRule, ServiceSpec
 from superd.manager import access
 from superd.manager.listeners import Listener
-from superd.manager.watch import Timer
+from superd.manager.watch import READ, Timer
+from superd.system import sockets
 
 if TYPE_CHECKING:
     from superd.manager.activation import ConnectionService
 
 _CLIENTS = 1024  # at once in one gate; the next ones wait in the kernel's queue
+_HEADER_S = 5.0
+# Edge-triggered: what has come of a header stays in the socket until the rest has come too.
+_HEADER_EVENTS = READ | select.EPOLLET | select.EPOLLRDHUP
+_ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
 @dataclass(slots=True, eq=False)
@@ -31,10 +41,18 @@ class Held:
 
     listener: Listener
     fd: int
-    raw: Any  # the address as accept(2) gave it
+    raw: Any  # the address as accept(2) gave it, or (host, port) of a PROXY header
     host: str | int
-    source: str
+    local: bytes  # as Listener has it
+    source: str | None = None  # None: it does not count yet
     timer: Timer | None = None
+    begun: bool = False  # its header
+
+
+def rules_of(spec: ServiceSpec) -> tuple[Any, ...]:
+    """What a gate goes by; where nothing of it is there, there is none."""
+    proxied = tuple((s.address, s.proxy_protocol, s.proxy_trusted) for s in spec.sockets if s.proxy_protocol)
+    return spec.access, spec.limits.first_byte_timeout_s, proxied
 
 
 class Gate:
@@ -47,6 +65,8 @@ class Gate:
         spec = service.spec
         self.door = None if spec.access == Access() else access.Door(spec.access, service.supervisor.names)
         self.first_byte_s = spec.limits.first_byte_timeout_s
+        self.header_s = min(_HEADER_S, self.first_byte_s or _HEADER_S)
+        self._proxies: dict[tuple[AccessRule, ...], access.Door] = {}
 
     def has_room(self) -> bool:
         return len(self.clients) < _CLIENTS
@@ -61,23 +81,110 @@ class Gate:
             fd, raw = listener.accept()
         except OSError as error:
             return service.not_accepted(listener, error)
-        host = host_of(raw)
-        source = service.source_of(fd, host)
-        decision = None if self.door is None else self.door.judge(self.door.client_of(fd, host))
+        self._begin(Held(listener, fd, raw, host_of(raw), listener.local))
+
+    def _begin(self, held: Held) -> None:
+        """A client of whom only the peer of its socket is known."""
+        spec = held.listener.spec
+        if not spec.proxy_protocol:
+            self._arrive(held)
+        elif self._is_proxy(held):
+            self.clients.add(held)
+            self._look_for_header(held, 0)  # most come with the connection
+        elif spec.proxy_protocol == "optional":
+            self._arrive(held)
+        else:
+            self.service.refuse(held.fd, held.raw, "proxy_protocol: not in proxy_trusted")
+
+    def _arrive(self, held: Held) -> None:
+        """A client that is known, and not counted yet."""
+        service = self.service
+        source = service.source_of(held.fd, held.host)
+        decision = None if self.door is None else self.door.judge(self.door.client_of(held.fd, held.host))
         if decision is not None and not decision.allowed and not decision.needs_names:
-            return service.refuse(fd, raw, f"access: {decision.reason}")
-        held = Held(listener, fd, raw, host, source)
+            return service.refuse(held.fd, held.raw, f"access: {decision.reason}")
         needs_names = decision is not None and decision.needs_names
 
         def admit() -> Verdict:
             verdict = service.admission.admit_source(source, time.monotonic())
             if verdict is Verdict.ADMITTED:
+                held.source = source
                 self._hold(held, needs_names=needs_names)
             return verdict
 
         verdict = admit()
         if verdict is not Verdict.ADMITTED:
-            service.look_again(verdict, fd, raw, lambda: service.gate is self and admit() is Verdict.ADMITTED)
+            service.look_again(verdict, held.fd, held.raw, lambda: service.gate is self and admit() is Verdict.ADMITTED)
+
+    # -- PROXY headers
+
+    def _is_proxy(self, held: Held) -> bool:
+        """Whether it may say that it is somebody else. Asked of the peer of its socket alone."""
+        rules = held.listener.spec.proxy_trusted
+        if not rules:  # the loader has seen to it that this is a UNIX socket
+            return held.host == ""
+        door = self._proxies.get(rules)
+        if door is None:
+            door = self._proxies[rules] = access.Door(Access(allow=rules), self.service.supervisor.names)
+        return door.judge(door.client_of(held.fd, held.host)).allowed
+
+    def _look_for_header(self, held: Held, events: int, too_late: str = "") -> None:
+        """too_late: this is the last look, because of that. What is there by then counts, also where superd was held
+        up: a client that has said who it is must not be taken for its proxy."""
+        is_whole = bool(too_late or events & _ENDS)  # nothing more will come
+        try:
+            data = sockets.peek(held.fd, proxyheader.MOST_BYTES)
+            is_whole = is_whole or not data
+        except BlockingIOError:
+            data = b""
+        except OSError:
+            return self._not_proxied(held, "the client has gone")
+        try:
+            header = proxyheader.parse(data)
+        except WrongHeaderError as error:
+            return self._not_proxied(held, f"wrong header: {error}")
+        except NoHeaderError:
+            return self._without_header(held, "what the client says is no header")
+        held.begun = proxyheader.is_begun(data)
+        if header is not None:
+            self._proxied(held, header)
+        elif is_whole:
+            self._without_header(held, too_late or "the client ended before its header")
+        elif held.timer is None:
+            supervisor = self.service.supervisor
+            supervisor.watch.add(held.fd, lambda events: self._look_for_header(held, events), _HEADER_EVENTS)
+            late = f"no header came within {self.header_s:g} s"
+            held.timer = supervisor.timers.after(self.header_s, lambda: self._look_for_header(held, 0, late))
+
+    def _proxied(self, held: Held, header: Header) -> None:
+        try:
+            taken = sockets.take(held.fd, header.length)
+        except OSError:
+            return self._not_proxied(held, "the client has gone")
+        if len(taken) != header.length:  # urgent data in the midst of it
+            return self._not_proxied(held, "wrong header: not in one piece")
+        if header.source is not None and header.local is not None:
+            held.raw, held.host = header.source, header.source[0]
+            held.local = "\0{}\0{}".format(*header.local).encode()
+        self._go_on(held)
+
+    def _without_header(self, held: Held, why: str) -> None:
+        if held.listener.spec.proxy_protocol == "optional" and not held.begun:
+            self._go_on(held)
+        else:
+            self._not_proxied(held, why)
+
+    def _not_proxied(self, held: Held, why: str) -> None:
+        self._stop_waiting(held)
+        self._refuse(held, f"proxy_protocol: {why}")
+
+    def _go_on(self, held: Held) -> None:
+        self._stop_waiting(held)
+        self.clients.remove(held)
+        self._arrive(held)
+        self._has_left()
+
+    # -- names and first bytes
 
     def _hold(self, held: Held, *, needs_names: bool) -> None:
         service = self.service
@@ -135,8 +242,18 @@ class Gate:
 
     def _refuse(self, held: Held, why: str) -> None:
         self.clients.remove(held)
-        self.service.admission.leave(held.source)
+        if held.source is not None:
+            self.service.admission.leave(held.source)
         self.service.refuse(held.fd, held.raw, why)
+        self._has_left()
+
+    def _stop_waiting(self, held: Held) -> None:
+        if held.timer is not None:
+            held.timer.cancel()
+            held.timer = None
+            self.service.supervisor.watch.remove(held.fd)
+
+    def _has_left(self) -> None:
         if len(self.clients) == _CLIENTS - 1:
             self.service.gate_has_room()
         self.service.look_whether_drained()
@@ -152,11 +269,12 @@ class Gate:
         for held in clients:
             if held in passed:
                 continue
-            if held.timer is not None:
-                held.timer.cancel()
-                held.timer = None
-                self.service.supervisor.watch.remove(held.fd)
-            self._judge(held)
+            self._stop_waiting(held)
+            if held.source is None:
+                self.clients.remove(held)
+                self._begin(held)
+            else:
+                self._judge(held)
 
     def _judge(self, held: Held) -> None:
         decision = None if self.door is None else self.door.judge(self.door.client_of(held.fd, held.host))
@@ -173,7 +291,8 @@ class Gate:
             if held.timer is not None:
                 held.timer.cancel()
             self.service.supervisor.watch.remove(held.fd)
-            self.service.admission.leave(held.source)
+            if held.source is not None:
+                self.service.admission.leave(held.source)
             os.close(held.fd)
         self.clients.clear()
         self._passed.clear()

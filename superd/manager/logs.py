@@ -306,6 +306,7 @@ class Log:
         if colour and format == "text":
             self._format = format_text_colour
         self._threshold = LEVELS["err" if level == "error" else level]
+        self.debugs = level == "debug"  # for records that would cost each connection something
 
     def record(
         self,

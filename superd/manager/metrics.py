@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -130,10 +130,16 @@ def _of_services(supervisor: Supervisor) -> Iterator[Family]:
         [Sample({"service": row.name, "state": row.state}, 1) for row in rows],
     )  # fmt: skip
     found = [supervisor.services[row.name] for row in rows if row.name in supervisor.services]
-    connecting = [service for service in found if isinstance(service, ConnectionService)]
+    connecting = [acceptor for service in found if (acceptor := service.acceptor) is not None]
 
     def each(services: list[Any], value: Any) -> list[Sample]:
         return [Sample({"service": service.name}, value(service)) for service in services]
+
+    def by(label: str, counts: Callable[[Service], Mapping[str, int]]) -> list[Sample]:
+        return [
+            Sample({"service": service.name, label: key}, count)
+            for service in found for key, count in sorted(counts(service).items())
+        ]  # fmt: skip
 
     yield Family(
         "superd_connections", "gauge", "Connections that are served now.", each(connecting, lambda one: one.count())
@@ -144,10 +150,7 @@ def _of_services(supervisor: Supervisor) -> Iterator[Family]:
     )  # fmt: skip
     yield Family(
         "superd_connections_refused_total", "counter", "Clients that were refused, by the limit that did it.",
-        [
-            Sample({"service": service.name, "reason": reason}, count)
-            for service in found for reason, count in sorted(service.counts.refused.items())
-        ],
+        by("reason", lambda one: one.counts.refused),
     )  # fmt: skip
     yield Family(
         "superd_service_starts_total", "counter", "Processes that were started.", each(found, lambda one: one.total)
@@ -158,10 +161,7 @@ def _of_services(supervisor: Supervisor) -> Iterator[Family]:
     )  # fmt: skip
     yield Family(
         "superd_service_exits_total", "counter", "How processes ended: success, status, signal, timeout, watchdog …",
-        [
-            Sample({"service": service.name, "result": result}, count)
-            for service in found for result, count in sorted(service.counts.exits.items())
-        ],
+        by("result", lambda one: one.counts.exits),
     )  # fmt: skip
     yield Family(
         "superd_start_duration_seconds", "histogram", "From accept, or the decision to start, to the running process.",

@@ -46,6 +46,8 @@ class Overlap:
         """Why not; "": nothing is in the way."""
         service = self.service
         spec, instance = service.spec, service.instance
+        if spec.proxy is not None:
+            return "one program at a time is carried to; with `superctl restart` new clients wait until it is ready"
         if spec.start_pre or spec.start_post or spec.stop_post:
             return "start_pre, start_post and stop_post are for one process at a time; `superctl restart` runs them"
         if instance is None or instance.main is not None:

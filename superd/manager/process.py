@@ -114,6 +114,11 @@ class ProcessService(Service):
     def on_demand(self) -> bool:
         return self.spec.run == "on-demand"
 
+    @property
+    def handed(self) -> list[Listener]:
+        """The listeners that its process gets."""
+        return self.listeners.open
+
     # -- facts become events
 
     def begin(self) -> None:
@@ -463,12 +468,12 @@ class ProcessService(Service):
             program.environment.update(extra)
             if program.logs:
                 log_fds = list(os.pipe2(os.O_CLOEXEC))
-            for listener in self.listeners.open if not beside else ():
+            for listener in self.handed if not beside else ():
                 # O_NONBLOCK as the file says, each time: the last process may have left it otherwise (A16). One that
                 # still serves has it as it needs it, and the two share it.
                 os.set_blocking(listener.fd, not listener.spec.nonblocking)
             reader = OutputReader(log_fds[0], self.log, self.name) if log_fds else None
-            fds = [listener.fd for listener in self.listeners.open]
+            fds = [listener.fd for listener in self.handed]
             ready_fds = readiness.prepare()
             supervisor.keeper.send(
                 "start", [*fds, *ready_fds, *reversed(log_fds)], id=number, program=program.to_json(),
@@ -557,7 +562,7 @@ class ProcessService(Service):
                 child.cause, child.result = text, "timeout"
         self._signal(signal.SIGKILL)
 
-    _effects: dict[Effect, Callable[[ProcessService], None]] = {  # noqa: RUF012 - a table, never changed
+    _effects: dict[Effect, Callable[[Any], None]] = {  # noqa: RUF012 - a table, never changed
         Effect.WATCH: _watch,
         Effect.UNWATCH: Service.unwatch,
         Effect.SPAWN: _spawn,

@@ -32,6 +32,7 @@ from superd.manager.configuration import Configuration, Reading, describe, unit_
 from superd.manager.keeperlink import Inheritance
 from superd.manager.listeners import Listener
 from superd.manager.process import ProcessService
+from superd.manager.proxy import ProxyService
 from superd.manager.service import Service
 from superd.manager.syslog import Syslog
 from superd.manager.watch import Timer
@@ -343,7 +344,7 @@ class Reloader:
                         owners[id(one)].give_up(one)
         for move in moves:
             if move.service is not None and (move.entry.new is None or move.entry.is_replaced):
-                self._see_off(move.service)
+                self._see_off(move.service, replaced=move.entry.is_replaced)
             elif move.service is not None:
                 move.service.listeners.keep_only([one for rows in move.found.values() for one in rows])
         for move in moves:
@@ -360,7 +361,11 @@ class Reloader:
             service.listeners.paused = paused and not service.why_not_pausable()
             if entry.new.enabled:
                 service.listeners.replace(entry.new.sockets, move.found)
-            if not self._predecessors(entry.name):
+            predecessors = self._predecessors(entry.name)
+            for one in predecessors:
+                if one.draining:
+                    one.ask_stop()
+            if not predecessors:
                 service.begin()
             return
         if service.state is State.DISABLED:
@@ -380,14 +385,17 @@ class Reloader:
         socket, and what one of them is told all processes of the name are."""
         return [one for one in self.supervisor.leaving if one.name == name and isinstance(one, ProcessService)]
 
-    def _see_off(self, service: Service) -> None:
-        """Its clients go on until they leave, its process is stopped in order; then it is gone."""
+    def _see_off(self, service: Service, *, replaced: bool) -> None:
+        """Its clients go on until they leave, its process is stopped in order; then it is gone. replaced: another
+        service of the name cannot begin before that."""
         supervisor = self.supervisor
         del supervisor.services[service.name]
         supervisor.leaving.append(service)
         service.leave()
         service.nudge()  # who waits for the name has another service to wait for
-        if isinstance(service, ProcessService):
+        if isinstance(service, ProxyService) and not replaced:
+            service.ask_drain()
+        elif isinstance(service, ProcessService):
             service.ask_stop()
         if self._has_ended(service) or self._nursery is None:
             self._gone(service)

@@ -30,6 +30,7 @@ from superd.manager.logs import OutputReader
 from superd.system import load
 
 if TYPE_CHECKING:
+    from superd.manager.activation import ConnectionService
     from superd.manager.supervisor import Supervisor
 
 _ENDINGS_KEPT = 5
@@ -79,7 +80,7 @@ class Service(ABC):
             spec.name, spec.sockets, environment.trusted_uid(spec), supervisor.keeper, supervisor.watch,
             supervisor.timers, supervisor.log, self._listeners_changed,
         )  # fmt: skip
-        self.listeners.exclusive = spec.takes_connections
+        self.listeners.exclusive = not spec.gives_sockets
 
     def enter(self, state: State) -> None:
         if state is self.state:
@@ -200,7 +201,7 @@ class Service(ABC):
         """Why a pause would mean nothing; "": it would not."""
         if not self.spec.sockets:
             return "it has no sockets"
-        if self.spec.run in ("always-on", "once"):
+        if self.spec.run in ("always-on", "once") and self.spec.gives_sockets:
             return f'run = "{self.spec.run}": its process accepts, not superd; `superctl stop` or `drain` ends that'
         return ""
 
@@ -227,7 +228,7 @@ class Service(ABC):
 
     def _expand(self, command: Sequence[str], own_environment: dict[str, str]) -> Program:
         spec, bound = self.spec, self._bound()
-        ports = {name: address.port or 0 for name, address in bound}
+        ports = self._ports(bound)
         first = plan.LISTEN_FDS_START if spec.pass_ == "listen-fds" else 0
         names = ["connection"] if spec.takes_connections else [name for name, _ in bound]
         fds = {name: first + index for index, name in reversed(list(enumerate(names)))}  # the first of a name
@@ -240,6 +241,10 @@ class Service(ABC):
         except KeyError as error:
             raise ValueError(f"socket {error} is not open") from None
         return plan.plan_program(spec, argv, variables, own_environment, bound)
+
+    def _ports(self, bound: Sequence[tuple[str, Address]]) -> dict[str, int]:
+        """For `${port:S}`, and first the one that is `${port}`."""
+        return {name: address.port or 0 for name, address in bound}
 
     def wanted_wait(self, rate: Window | None, now: float) -> tuple[float, str]:
         """How long limits of the whole service forbid a start, in seconds, and why; "" where nothing does."""
@@ -288,6 +293,11 @@ class Service(ABC):
             self.supervisor.timers.after(_LAST_WORDS_S, lambda: self.close_reader(reader))
 
     # -- what the modes do differently
+
+    @property
+    def acceptor(self) -> ConnectionService | None:
+        """What accepts its clients, where superd does."""
+        return None
 
     @abstractmethod
     def begin(self) -> None:

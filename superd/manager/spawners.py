@@ -30,6 +30,7 @@ _NO_ROOM_S = 0.5
 _CROWDED_MAX_S = 1.0
 _CROWDED_TOLD_S = 0.1  # what is over sooner is nobody's business
 _BUSY = 2
+_FULL = 6  # starts before a spawner; clients for whom there is no room wait in the kernel's queue, in their order
 _LOOK_S = 1.0
 _CLOCK_NS = 20_000_000  # how far a file's time may be behind the clock: file systems take it from the last tick
 
@@ -159,11 +160,13 @@ class Pool:
     files: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the handler's code, as they were when read
     renewing: bool = False  # the next one that comes is to take the place of all others
     looked: float = 0.0
+    held: dict[int, Owner] = field(default_factory=dict)  # by program id: who waits for room before a spawner
 
-    def pick(self) -> Spawner | None:
+    def pick(self, owner: Owner) -> Spawner | None:
         """The first spawner that is not busy (its caches are warm), else the least busy one.
 
-        None: there is none yet, and `spawner_available` follows.
+        None: there is none yet, or each has enough to do. `spawner_available` follows. So the next client goes to the
+        spawner that comes to it first, and one service's thousand clients are not all before another's one (B8).
         """
         best = None
         for member in self.members:
@@ -174,7 +177,17 @@ class Pool:
                     best = member
         if len(self.members) < self.spawners.most or best is None:
             self._ask()
+        if best is not None and best.pending >= _FULL:
+            self.held[owner.program_id] = owner
+            return None
         return best
+
+    def go_on(self) -> None:
+        """There is room before a spawner again."""
+        held = list(self.held.values())
+        self.held.clear()
+        for owner in held:
+            owner.spawner_available()
 
     def _ask(self) -> None:
         if self.asked:
@@ -212,6 +225,7 @@ class Pool:
 
     def leave(self, owner: Owner) -> None:
         del self.owners[owner.program_id]
+        self.held.pop(owner.program_id, None)
         for member in self.members:
             if owner.program_id in member.programs:
                 member.programs.discard(owner.program_id)
@@ -272,7 +286,11 @@ class Spawners:
             reason = f"cgroup: {error}"
             self.timers.after(0.0, lambda: self._not_asked(number, reason))
             return
-        self.keeper.send("spawner", id=number, context=messages.context_to_json(context), cgroup=group)
+        more: dict[str, Any] = {}
+        if context.handler is not None:
+            for owner in list(pool.owners.values())[:1]:  # whose the context is
+                more["environment"] = [owner.program.base_environment, owner.program.environment]
+        self.keeper.send("spawner", id=number, context=messages.context_to_json(context), cgroup=group, **more)
 
     def _not_asked(self, number: int, reason: str) -> None:
         pool = self._asked.pop(number)
@@ -352,6 +370,8 @@ class Spawners:
                 member.pending -= 1
                 del connections[connection]
                 owner.failed(connection, messages.STAGES[stage], status)
+        if member.pool.held and member.pending <= _FULL // 2:
+            member.pool.go_on()
         if not member.live and not member.pending:
             self._rest(member)
 
@@ -541,8 +561,8 @@ def _signatures(paths: list[str], began_ns: int | None) -> dict[str, tuple[int, 
     found = {path: _signature(path) for path in paths}
     if began_ns is not None:
         since, now = began_ns - _CLOCK_NS, time.time_ns()  # a time beyond that is a clock's, and no news
-        for path, (*_, modified) in [(path, each) for path, each in found.items() if each]:
-            if since <= modified <= now:
+        for path, signature in found.items():
+            if signature and since <= signature[-1] <= now:
                 found[path] = (0,)
     return found
 

@@ -32,6 +32,7 @@ from superd.manager.logs import Format, Log, wants_colour
 from superd.manager.metrics import Meter
 from superd.manager.overlap import Overlap
 from superd.manager.process import ProcessService
+from superd.manager.proxy import ProxyService
 from superd.manager.service import Service, Statistics
 from superd.manager.spawners import Spawners
 from superd.manager.stopping import FINAL_WAIT_S, Processes
@@ -233,7 +234,8 @@ class Supervisor:
         if spec.builtin is not None:
             kind: type[Service] = MuxService if spec.builtin == "tcpmux" else BuiltinService
         else:
-            kind = ConnectionService if spec.takes_connections else ProcessService
+            one_process = ProcessService if spec.proxy is None else ProxyService
+            kind = ConnectionService if spec.takes_connections else one_process
             if self.trial is not None and self.trial.trace:
                 kind = TracedService
         service = self.services[spec.name] = kind(self, spec)
@@ -652,7 +654,7 @@ class Supervisor:
             return
         for service in self.services.values():
             service.hold_clients()
-        live = [service for service in self.services.values() if isinstance(service, ConnectionService)]
+        live = [acceptor for service in self.services.values() if (acceptor := service.acceptor) is not None]
         if any(service.busy() for service in live):
             self.log.message(f"draining: {sum(service.count() for service in live)} connections, {self.drain_s:g} s")
             self.log.flush()

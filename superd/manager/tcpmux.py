@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import trio
 
 from superd.core.lifecycle import State
+from superd.manager.activation import Connection
 from superd.manager.builtins import BuiltinService
 from superd.manager.listeners import Listener
 from superd.manager.service import Service
@@ -22,7 +23,7 @@ _LINE_BYTES, _LINE_S = 256, 10.0
 
 
 class MuxService(BuiltinService):
-    async def _serve(self, conn: trio.socket.SocketType) -> None:
+    async def _serve(self, row: Connection, conn: trio.socket.SocketType) -> None:
         name = None
         with trio.move_on_after(_LINE_S):
             name = await _read_line(conn)

@@ -59,12 +59,13 @@ class TracedService(ConnectionService):
         self.traces: dict[int, Trace] = {}
 
     def _hand_over(
-        self, listener: Listener, start: Start, fd: int, raw: Any, host: str | int, source: str, now: float
-    ) -> None:
+        self, listener: Listener, start: Start, fd: int, raw: Any, host: str | int, source: str, now: float,
+        local: bytes,
+    ) -> None:  # fmt: skip
         number = start[1]
         text = peer_text(fd, host, raw)
-        if listener.address.is_ip:
-            listener.local = _local(fd)  # the spawner cannot ask the socket that it gets
+        if listener.address.is_ip and local == listener.local:  # no PROXY header has said it
+            local = _local(fd)  # the spawner cannot ask the socket that it gets
         try:
             trace = Trace(self.supervisor, fd, listener.address.kind, functools.partial(self._say, number))
         except OSError as error:
@@ -73,7 +74,7 @@ class TracedService(ConnectionService):
             self.error(f"cannot trace a connection: {(error.strerror or str(error)).lower()}; client closed")
             return
         self.traces[number] = trace
-        super()._hand_over(listener, start, trace.end, raw, host, source, now)
+        super()._hand_over(listener, start, trace.end, raw, host, source, now, local)
         if number in self.connections:
             self.connections[number].peer = text
         else:

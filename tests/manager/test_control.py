@@ -63,6 +63,7 @@ class Service:
         self.wish_up = state not in (State.STOPPED, State.DISABLED)
         self.note, self.endings, self.listeners = "", list[str](), Listeners()
         self.changed = trio.Event()
+        self.acceptor: None = None
         self.orders: list[str] = []
         self.then: dict[str, State] = {}
 
