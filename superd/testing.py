@@ -12,6 +12,7 @@ The fixture is superd.pytest_plugin's, which pytest finds by itself. Everything 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,10 +79,11 @@ class Service:
         return socket.create_connection((host.strip("[]") or "127.0.0.1", int(port)), timeout)
 
     def ask(self, request: bytes, timeout: float = TIMEOUT_S) -> bytes:
-        """Connect, send, say that that was all, and take the whole answer."""
+        """Connect, send, say that that was all, and take the whole answer: also of a service that does not listen."""
         with self.connect(timeout) as client:
-            client.sendall(request)
-            client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                client.sendall(request)
+                client.shutdown(socket.SHUT_WR)
             with client.makefile("rb") as answer:
                 return answer.read()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from superd.cli.failure import CONFIG, FAILED, OK, UNREACHABLE, Failure
+from superd.cli.failure import CONFIG, FAILED, OK, Failure, running
 from superd.cli.files import complain, config_paths, file_of, is_for_root, read_files, write_file
 from superd.core import schema
 from superd.core.document import Path
@@ -53,24 +53,18 @@ def _where(name: str, options: argparse.Namespace, connect: Callable[[], Any]) -
         raise Failure(
             FAILED, f"'{name}' is an instance: `instances` of the template says which there are, or {template}"
         )
-    if options.config is None:
+    rows: list[dict[str, Any]] = []
+    control, _ = running(options, connect)
+    if control is not None:
         try:
-            control = connect()
-        except Failure as failure:
-            if failure.code != UNREACHABLE or options.socket is not None:
-                raise
-        else:
-            try:
-                rows = control.call("Status")["services"]
-            finally:
-                control.close()
-            for row in rows:
-                if row["service"]["name"] == name and row["file"]:
-                    return row["file"], [_root_of(row["file"])]
-            # New, a template, or its file is wrong: it stands beside the others.
-            paths = sorted({_root_of(row["file"]) for row in rows if row["file"]}) or config_paths(options)
-            return file_of(name, *read_files(paths), paths), paths
-    paths = config_paths(options)
+            rows = control.call("Status")["services"]
+        finally:
+            control.close()
+    for row in rows:
+        if row["service"]["name"] == name and row["file"]:
+            return row["file"], [_root_of(row["file"])]
+    # New, a template, or its file is wrong: it stands beside the others, if there are any.
+    paths = sorted({_root_of(row["file"]) for row in rows if row["file"]}) or config_paths(options)
     return file_of(name, *read_files(paths), paths), paths
 
 

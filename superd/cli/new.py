@@ -222,7 +222,7 @@ def _value(key: Key, texts: list[str]) -> Any:
 
 
 def _word(key: Key, text: str) -> Any:
-    if key.kind in ("bool", "keep_alive") and text in ("true", "false"):
+    if key.kind in ("bool", "keep_alive", "proxy_protocol") and text in ("true", "false"):
         return text == "true"
     if key.kind in _NUMBERS and re.fullmatch(r"-?[0-9]{1,18}", text, re.A):
         return int(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from superd.cli.failure import CONFIG, OK, UNREACHABLE, Failure
+from superd.cli.failure import CONFIG, OK, Failure, running
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,20 +41,14 @@ def run(options: argparse.Namespace, connect: Callable[[], Any]) -> int:
 
 def _ask(options: argparse.Namespace, connect: Callable[[], Any]) -> tuple[dict[str, Any], str]:
     """The answer of superd, or one like it made from the files: with -c, or when no superd can be reached."""
-    if options.config is None:
+    control, failure = running(options, connect)
+    if control is not None:
         try:
-            control = connect()
-        except Failure as failure:
-            if failure.code != UNREACHABLE or options.socket is not None:
-                raise
-            if not options.quiet:
-                print(f"superctl: {failure}; showing what the files say", file=sys.stderr)
-        else:
-            try:
-                answer: dict[str, Any] = control.call("Show", name=options.name, origin=options.origin)
-                return answer, "superd"
-            finally:
-                control.close()
+            return control.call("Show", name=options.name, origin=options.origin), "superd"
+        finally:
+            control.close()
+    if failure is not None and not options.quiet:
+        print(f"superctl: {failure}; showing what the files say", file=sys.stderr)
     return _read(options), "files"
 
 

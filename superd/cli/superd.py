@@ -20,6 +20,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EX_USAGE, f"superd: {message}\nTry `superd --help`.\n")
 
 
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(1).columns - 2
+    except OSError:
+        return 78
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="superd",
@@ -28,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         description="The superserver: starts services when there is traffic for them, and looks after them.",
         epilog="Everything else is superctl's: `superctl check` reads the files without starting anything.",
         allow_abbrev=False,
+        # With a width it does not import shutil, only to find one; the keeper would have that, and three compression
+        # libraries, for good, and so would all that it forks.
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_columns()),
     )
     parser.add_argument(
         "-c", dest="config", action="append", default=[], metavar="DIR|FILE",

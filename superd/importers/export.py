@@ -165,6 +165,8 @@ class _Export:
             yield f"DeferAcceptSec={_span(socket.defer_accept_s)}"
         if socket.multicast:
             self.lost.append(f"multicast of {address}")
+        if socket.proxy_protocol:
+            self.lost.append(f"proxy_protocol of {address}")
 
     # -- the service
 
@@ -211,7 +213,9 @@ class _Export:
 
     def _program(self) -> Iterator[str]:
         spec = self.spec
-        if spec.ready.kind not in ("notify", "start"):
+        if spec.proxy is not None:
+            self.lost.append(f"[proxy] to {spec.proxy.to}: systemd-socket-proxyd(8) is a service of its own")
+        elif spec.ready.kind not in ("notify", "start"):
             self.lost.append(f'ready = "{spec.ready}"')
         yield f"Type={self._type()}"
         for words in spec.start_pre:

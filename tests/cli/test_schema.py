@@ -38,7 +38,8 @@ UNSEEN = [
     "is above the hard limit", "'10.0.0.0/33' is not a network", "bits set below its mask", "there is no user 'nosuch'",
     "is not a day", "[access] cannot be kept", "come too late for datagrams", "there is no capability",
     "is not among `capabilities`", "they stand at 3 to 4", "is too small: every is at least 1ms",
-    "`allow` is empty",
+    "`allow` is empty", "`proxy_protocol` means nothing", 'means nothing with run = "always-on"',
+    "`proxy_protocol` needs", "`proxy_trusted` goes with", "tells nobody apart",
 ]  # fmt: skip
 
 

@@ -245,6 +245,12 @@ def test_what_systemd_has_no_word_for_is_said(more: dict[str, Any], said: str) -
     assert [line for line in export(spec)[1] if said in line]
 
 
+def test_proxy_protocol_is_said() -> None:
+    socket = {"listen": "tcp:7", "proxy_protocol": True, "proxy_trusted": ["::1"]}
+    spec = spec_of({"socket": [socket], "command": ["/x"], "user": "www"})
+    assert spec is not None and "proxy_protocol of tcp:7" in export(spec)[1]
+
+
 def test_ports_and_fds_are_filled_in() -> None:
     spec = spec_of({
         "command": ["/x", "--port=${port:b}", "--fd=${fd:b}", "$${HOME}"], "run": "always-on", "user": "www",
