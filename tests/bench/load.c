@@ -1,14 +1,17 @@
 /* load: makes COUNT connections to 127.0.0.1:PORT, at most CONCURRENCY at once, and says how that went.
  *
- *     load PORT COUNT CONCURRENCY REPLY [MARKS [SECONDS]]
+ *     load PORT COUNT CONCURRENCY REPLY [MARKS [SECONDS [RATE]]]
  *
  * A connection is good when it ends with EOF after exactly REPLY. Its latency counts from before socket(2) to that EOF.
  * MARKS lines "mark I" are printed at even distances along the way. After SECONDS (120) what is still open has failed.
+ * With a RATE they begin at even distances, so many in a second; without, as soon as another has ended. A connection
+ * that would be more than CONCURRENCY at once waits, and its latency counts from when it was due.
  * The last line is one JSON object. One thread and epoll, because it shares its two cores with what it measures.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,11 +57,11 @@ static void fail(const char *what)
 }
 
 /* 1: under way in `slot`; 0: failed and counted. */
-static int begin(int epoll, struct slot *slot, uint32_t index)
+static int begin(int epoll, struct slot *slot, uint32_t index, int64_t begin_ns)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = index};
 
-    slot->begin_ns = now_ns();
+    slot->begin_ns = begin_ns;
     slot->got = 0;
     slot->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (slot->fd < 0)
@@ -122,14 +125,15 @@ static double percentile(double share)
 int main(int argc, char **argv)
 {
     if (argc < 5) {
-        fputs("usage: load PORT COUNT CONCURRENCY REPLY [MARKS [SECONDS]]\n", stderr);
+        fputs("usage: load PORT COUNT CONCURRENCY REPLY [MARKS [SECONDS [RATE]]]\n", stderr);
         return 2;
     }
     long count = atol(argv[2]), concurrency = atol(argv[3]);
     long marks = argc > 5 ? atol(argv[5]) : 0, seconds = argc > 6 ? atol(argv[6]) : 120;
+    double rate = argc > 7 ? atof(argv[7]) : 0.0;
 
-    if (count < 1 || concurrency < 1 || concurrency > 1000 || marks < 0 || seconds < 1) {
-        fputs("load: COUNT, CONCURRENCY (up to 1000) and SECONDS start at 1\n", stderr);
+    if (count < 1 || concurrency < 1 || concurrency > 1000 || marks < 0 || seconds < 1 || rate < 0.0) {
+        fputs("load: COUNT, CONCURRENCY (up to 1000) and SECONDS start at 1, RATE at 0\n", stderr);
         return 2;
     }
     peer.sin_port = htons((uint16_t)atoi(argv[1]));
@@ -150,29 +154,35 @@ int main(int argc, char **argv)
 
     int64_t start_ns = now_ns(), deadline_ns = start_ns + seconds * 1000000000;
 
-    for (long i = 0; i < concurrency && begun < count; i++, begun++)
-        open += begin(epoll, &slots[i], (uint32_t)i);
-    while (open > 0) {
-        int64_t left_ns = deadline_ns - now_ns();
-        int n = left_ns <= 0 ? 0 : epoll_wait(epoll, events, 256, (int)(left_ns / 1000000) + 1);
+    while (begun < count || open > 0) {
+        int64_t now = now_ns(), wait_ns = deadline_ns - now;
+
+        for (long i = 0; i < concurrency && open < concurrency && begun < count; i++) {
+            int64_t due_ns = rate > 0.0 ? start_ns + (int64_t)((double)begun / rate * 1e9) : now;
+
+            if (due_ns > now) {
+                if (due_ns - now < wait_ns)
+                    wait_ns = due_ns - now;
+                break;
+            }
+            if (slots[i].fd < 0) {
+                begun++;
+                open += begin(epoll, &slots[i], (uint32_t)i, rate > 0.0 ? due_ns : now_ns());
+            }
+        }
+        if (wait_ns <= 0)
+            break;
+
+        struct timespec wait = {.tv_sec = wait_ns / 1000000000, .tv_nsec = wait_ns % 1000000000};
+        struct pollfd ready = {.fd = epoll, .events = POLLIN};
+        int n = ppoll(&ready, 1, &wait, NULL) < 0 ? -1 : epoll_wait(epoll, events, 256, 0);
 
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
             die("wait");
-        if (left_ns <= 0)
-            break;
-        for (int e = 0; e < n; e++) {
-            uint32_t index = events[e].data.u32;
-
-            if (!progress(&slots[index]))
-                continue;
-            open--;
-            while (begun < count && slots[index].fd < 0) {
-                begun++;
-                open += begin(epoll, &slots[index], index);
-            }
-        }
+        for (int e = 0; e < n; e++)
+            open -= progress(&slots[events[e].data.u32]);
         while (marked < marks && (good + failed) * (marks + 1) >= (marked + 1) * count) {
             printf("mark %ld\n", ++marked);
             fflush(stdout);

@@ -1,7 +1,7 @@
 """superd beside other superservers, in one run, with the same tiny C service: how fast, how big, how hard to kill.
 
     python tests/bench/run.py [--quick] [--only NAME,...] [--parts rates,kill,leak,idle] [--install] ...
-    python tests/bench/run.py --scale [--sizes 10,10000] [--live 10,5000] [--curves DIR]    superd alone, growing
+    python tests/bench/run.py --scale [--sizes 10,10000] [--live 10,5000] [--rates 50,2000] [--curves DIR]
 
 Needs root (the services run as nobody) and gcc. What is printed is Markdown. The exit status is 0 whatever the figures
 are, 1 when something could not be measured, and with --assert also when a figure misses its mark.
@@ -546,6 +546,7 @@ def main() -> int:
     parser.add_argument("--scale", action="store_true", help="instead: superd alone, with more and more services")
     parser.add_argument("--sizes", type=sizes, default=scale.SIZES, metavar="N,...", help="how many services")
     parser.add_argument("--live", type=sizes, default=scale.LIVE, metavar="N,...", help="how many live connections")
+    parser.add_argument("--rates", type=sizes, default=scale.RATES, metavar="N,...", help="connections per second")
     parser.add_argument("--curves", type=Path, metavar="DIR", help="where --scale draws its curves, as SVG")
     parser.add_argument("--assert", dest="strict", action="store_true", help="exit 1 when a figure misses its mark")
     args = parser.parse_args()
@@ -573,7 +574,7 @@ def main() -> int:
         bench = Bench(work, work / "hello", superd, tuple(each for each in unpacked if peers.trusted(each)))
         if args.scale:
             effort = scale.QUICK if args.quick else scale.Effort()
-            found = scale.run(bench, args.sizes, args.live, args.curves, effort)
+            found = scale.run(bench, args.sizes, args.live, args.rates, args.curves, effort)
             print(*report.machine, found, sep="\n\n", end="")
             return 0
         run_all(bench, report, args.only, args.parts, size)

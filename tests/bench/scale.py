@@ -1,4 +1,5 @@
-"""What superd costs as it grows: with 10 to 10,000 services, and with up to 5,000 live connections of one service.
+"""What superd costs as it grows: with 10 to 10,000 services, with up to 5,000 live connections of one service, and with
+50 to 2000 connections each second.
 
 Times of wall clocks say little where others are at work; CPU time and memory do, and so do two measurements that take
 turns. CPU time is that of keeper and manager, to the nanosecond (schedstat of each thread), memory their PSS. The
@@ -32,6 +33,8 @@ from tables import table
 
 KINDS = ("unix", "tcp")
 SIZES, LIVE = (10, 100, 1000, 10_000), (10, 100, 1000, 5000)
+RATES = (50, 100, 200, 500, 1000, 2000)
+RATE_S, RATE_AT_ONCE = 2.0, 500
 SMALL = 10  # services of the superd that others are compared with
 ROLES = ("superd-keeper", "superd-manager")
 START_LIMIT_S = 120
@@ -45,9 +48,10 @@ class Effort:
     changes: int = 11
     rounds: int = 8
     connections: int = 200  # in each of them
+    rate_rounds: int = 3
 
 
-QUICK = Effort(changes=3, rounds=4, connections=50)
+QUICK = Effort(changes=3, rounds=4, connections=50, rate_rounds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,16 @@ class Live:
     accept_ratio: float
     memory_kb: int
     list_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Connections that come at even distances. own_us: CPU time of keeper, manager and spawners for one of them."""
+
+    per_s: int
+    own_us: float
+    p50_ms: float
+    p99_ms: float
 
 
 @dataclass(slots=True)
@@ -226,7 +240,30 @@ def measure_live(bench: Bench, sizes: Sequence[int], small: Superd, effort: Effo
             yield Live(size, *accept(bench, superd, small, effort), memory, ask(superd, "list")[0])
 
 
-def run(bench: Bench, sizes: Sequence[int], live: Sequence[int], curves: Path | None, effort: Effort) -> str:
+def at_rate(bench: Bench, superd: Superd, per_s: int, rounds: int) -> Rate:
+    """Medians of some rounds of two seconds."""
+    count = round(per_s * RATE_S)
+    found = []
+    for _ in range(rounds):
+        before = superd.cpu_us([*ROLES, "superd-spawner"])
+        numbers = map(str, (superd.ports[0], count, RATE_AT_ONCE))
+        command = [str(bench.work / "load"), *numbers, peers.GREETING.decode(), "0", "60", str(per_s)]
+        row = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+        if row["failed"]:
+            raise Missing(f"{row['failed']} of {count} connections failed: {row['first_error']}")
+        own_us = (superd.cpu_us([*ROLES, "superd-spawner"]) - before) / count
+        found.append((own_us, row["p50_ms"], row["p99_ms"]))
+    return Rate(per_s, *(statistics.median(column) for column in zip(*found, strict=True)))
+
+
+def run(
+    bench: Bench,
+    sizes: Sequence[int],
+    live: Sequence[int],
+    per_second: Sequence[int],
+    curves: Path | None,
+    effort: Effort,
+) -> str:
     """Everything, as Markdown; what grows is drawn below `curves`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -239,9 +276,13 @@ def run(bench: Bench, sizes: Sequence[int], live: Sequence[int], curves: Path | 
         for row in measure_live(bench, live, small, effort):
             print(f"bench: {row.connections} live connections", file=sys.stderr, flush=True)
             lives.append(row)
+        rates = []
+        for per_s in per_second:
+            print(f"bench: {per_s} connections/s", file=sys.stderr, flush=True)
+            rates.append(at_rate(bench, small, per_s, effort.rate_rounds))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if curves is not None:
-        draw(costs, lives, curves)
+        draw(costs, lives, rates, curves)
     head = ["services", "start s", "start CPU s", "memory MB", "kB each", "change ms", "change CPU ms", "accept CPU µs",
             f": {SMALL}", "list s", "list CPU s"]  # fmt: skip
     rows = [
@@ -255,6 +296,7 @@ def run(bench: Bench, sizes: Sequence[int], live: Sequence[int], curves: Path | 
          f"{row.list_s:.2f}"]
         for row in lives
     ]  # fmt: skip
+    rate_rows = [[str(r.per_s), f"{r.own_us:.0f}", f"{r.p50_ms:.2f}", f"{r.p99_ms:.2f}"] for r in rates]
     return "\n\n".join([
         "CPU time: keeper and manager together; accept: the manager, for one connection, and divided by that of a "
         f"superd with {SMALL} services, measured by turns. Memory: PSS of keeper and manager; for each service more "
@@ -262,6 +304,8 @@ def run(bench: Bench, sizes: Sequence[int], live: Sequence[int], curves: Path | 
         "superd waits for more).",
         table(head, rows),
         table(["live", "accept CPU µs", f": {SMALL}", "memory MB", "list s"], live_rows),
+        "Connections at even distances; own CPU: keeper, manager and spawners, for one.",
+        table(["conn/s", "own CPU µs", "p50 ms", "p99 ms"], rate_rows),
     ]) + "\n"  # fmt: skip
 
 
@@ -271,7 +315,7 @@ def more(cost: Cost, costs: Sequence[Cost]) -> float:
     return (cost.memory_kb - least.memory_kb) / max(1, cost.services - least.services)
 
 
-def draw(costs: Sequence[Cost], lives: Sequence[Live], directory: Path) -> None:
+def draw(costs: Sequence[Cost], lives: Sequence[Live], rates: Sequence[Rate], directory: Path) -> None:
     figures: list[tuple[str, str, str, Callable[[Cost], float]]] = [
         ("start", "CPU time of a start", "s", lambda cost: cost.start_cpu_s),
         ("memory", "Memory of keeper and manager", "MB", lambda cost: cost.memory_kb / 1024),
@@ -292,3 +336,9 @@ def draw(costs: Sequence[Cost], lives: Sequence[Live], directory: Path) -> None:
     }
     for name, (title, unit, points) in both.items():
         (directory / f"{name}.svg").write_text(chart(title, unit, "live connections", {"": points}))
+    own = {"": [(r.per_s, r.own_us) for r in rates]}
+    title = "CPU time of superd for one connection"
+    (directory / "rate-cpu.svg").write_text(chart(title, "µs", "connections per second", own))
+    latency = {"p50": [(r.per_s, r.p50_ms) for r in rates], "p99": [(r.per_s, r.p99_ms) for r in rates]}
+    title = "From connect(2) to the end of the answer"
+    (directory / "rate-latency.svg").write_text(chart(title, "ms", "connections per second", latency))

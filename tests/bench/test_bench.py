@@ -79,14 +79,27 @@ def test_a_quick_run_prints_its_tables(tmp_path: Path, require: Callable[[str], 
 def test_scale_prints_its_tables_and_draws_its_curves(tmp_path: Path, require: Callable[[str], str]) -> None:
     require("gcc")
     bench = [sys.executable, str(HERE / "run.py"), "--scale", "--quick", "--sizes", "3,20", "--live", "2,9"]
+    bench += ["--rates", "50,100"]
     done = subprocess.run(
         [*bench, "--curves", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
-    assert rows == ["services", "-" * 10, "3 unix", "20 unix", "3 tcp", "20 tcp", "live", "-" * 6, "2", "9"]
+    rates = ["conn/s", "-" * 8, "50", "100"]
+    assert rows == ["services", "-" * 10, "3 unix", "20 unix", "3 tcp", "20 tcp", "live", "-" * 6, "2", "9", *rates]
     drawn = {path.stem: ElementTree.parse(path).getroot() for path in tmp_path.glob("*.svg")}
-    assert sorted(drawn) == ["accept", "change", "live-accept", "live-memory", "memory", "start"]
+    assert sorted(drawn) == [
+        "accept",
+        "change",
+        "live-accept",
+        "live-memory",
+        "memory",
+        "rate-cpu",
+        "rate-latency",
+        "start",
+    ]
     for name, image in drawn.items():
         lines = image.findall("{http://www.w3.org/2000/svg}polyline")
-        assert [len(line.attrib["points"].split()) for line in lines] == [2] * (1 if name.startswith("live") else 2)
+        assert [len(line.attrib["points"].split()) for line in lines] == [2] * (
+            1 if name.startswith("live") or name == "rate-cpu" else 2
+        )
