@@ -96,23 +96,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_unconfigure() -> Iterator[None]:
-    """What is found only when the run ends, after its summary, in one line instead of a traceback of pytest's own.
-
-    `ends_as_it_began` collects after each test and blames it, so what an interpreter finalizes here is no test's: it is
-    printed. Anything else is an error.
-    """
-    try:
-        return (yield)
-    except Exception as error:
-        reasons = [f"{type(one).__name__}: {one}" for one in (error, error.__cause__) if one is not None]
-        sys.stderr.write(f"at the end of the run: {'; because of '.join(reasons)}\n")
-        if not isinstance(error, pytest.PytestUnraisableExceptionWarning):
-            raise
-        return None
-
-
 @pytest.fixture(autouse=True)
 def ends_as_it_began() -> Iterator[None]:
     """No fd more or less than before, no child left, the same directory, umask and environment.

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "core": set(),
     "system": {"core"},
     "init": {"core", "system"},
-    "keeper": {"core", "system", "init"},
+    "keeper": {"core", "system", "init", "spawner"},
     "spawner": {"core", "system", "handler"},
     "handler": set(),
     "testing": {"core"},
@@ -34,9 +34,9 @@ MAY_IMPORT = {
 
 ROLES = {"keeper", "spawner", "manager"}
 
-# The keeper forks the other roles without exec, so that they share its pages: it has to import their code, in
-# the forked child only. At module level that would put trio and the spawner into the process that must not fail.
-LAZY = {("superd.keeper", name) for name in ("superd.manager", "superd.manager.main", "superd.spawner")}
+# The keeper forks the other roles without exec, so that they share its pages: it has to import their code. The
+# manager's in the forked child only: at module level that would put trio into the process that must not fail.
+LAZY = {("superd.keeper", name) for name in ("superd.manager", "superd.manager.main")}
 
 THIRD_PARTY = {
     "core": {"tomli"},  # see test_tomli_is_for_the_loader

@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,41 @@ def test_connection_refused_when_not_listening(superd: Superd) -> None:
         client.settimeout(TIMEOUT_S)
         client.connect(str(path))
     assert caught.value.errno == errno.ECONNREFUSED
+
+
+def test_one_client_beside_a_crowd(superd: Superd) -> None:  # B8
+    """Services that share spawners: whoever has one client does not wait for all of another's."""
+    cat(superd, limits={"max_connections": 200})
+    superd.write("other", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+    superd.start()
+    with ExitStack() as stack:
+
+        def crowd(number: int) -> list[socket.socket]:
+            return [stack.enter_context(superd.connect("cat")) for _ in range(number)]
+
+        crowd(1)[0].close()
+        superd.wait_record(event="exit", service="cat")
+        most = max(1, min(os.cpu_count() or 1, 4))
+        while len(stopped := superd.pids()["superd-spawner"]) < most:  # a busy pool grows
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            clients = crowd(3 * len(stopped))
+            eventually(lambda: len(superd.pids()["superd-spawner"]) > len(stopped), True)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            for client in clients:
+                assert ask(client, b"there") == b"there"
+        superd.wait_for("cat", "idle")
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        mark = superd.mark()
+        clients = crowd(120)
+        eventually(lambda: superd.status("cat")["now"] >= 6 * most, True)
+        assert superd.status("cat")["now"] < 40  # the others wait in the kernel's queue
+        clients.append(stack.enter_context(superd.connect("other")))
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        for client in clients:
+            assert ask(client, b"x") == b"x"
+        order = [record["service"] for record in superd.wait_records(121, after=mark, event="start")]
+        assert order.index("other") <= 12 * most + 10

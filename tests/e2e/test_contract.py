@@ -310,3 +310,17 @@ def test_everything_is_bound_when_ready(superd: Superd) -> None:  # P4
         client.connect(f"{superd.dir}/{number}.sock")
         clients.append(client)
     assert [fetch(client) for client in clients] == [b"x"] * 20
+
+
+def test_connection_records(superd: Superd) -> None:
+    """At level debug: who was accepted where, before its process is started."""
+    superd.write("cat", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+    superd.write_daemon('log_level = "debug"')
+    superd.start()
+    with superd.connect("cat") as client:
+        peer = "{}:{}".format(*client.getsockname())
+        record = superd.wait_record(event="connection", service="cat")
+        address = "tcp:{}:{}".format(*superd.address("cat"))
+        assert (record["peer"], record["address"], record["level"]) == (peer, address, "debug")
+        started = superd.wait_record(event="start", service="cat")
+        assert started["connection"] == record["connection"]

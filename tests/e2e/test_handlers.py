@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -184,6 +187,91 @@ def wait_for_the_next_look(superd: Superd) -> None:
             if ask(client, b"").endswith(b"longer"):
                 return
     pytest.fail("the new code was never served")
+
+
+IMPORTED = r"""
+import os
+
+at_import = sorted(name for name in os.environ if name not in ("LANG", "TZ") and not name.startswith("LC_"))
+colour = os.environ["COLOUR"]
+os.environ["MINE"] = "kept"
+
+def serve(conn):
+    conn.output.write(f"{at_import} {colour} {os.environ['COLOUR']} {os.environ['MINE']}".encode())
+"""
+
+
+def test_environment_of_the_module(superd: Superd) -> None:  # E13
+    """It is imported with what its connections have, and what it sets itself stays."""
+    write(superd, "serve", code=IMPORTED, environment={"COLOUR": "red", "OTHER": "1"})
+    superd.start(environment={**os.environ, "SECRET": "superd's own"})
+    names = {"COLOUR", "OTHER", "HOME", "PATH", "SUPERD_SERVICE"} | ({"USER", "LOGNAME", "SHELL"} if ROOT else set())
+    with superd.connect("s") as client:
+        assert fetch(client).decode() == f"{sorted(names)} red red kept"
+    write(superd, "serve", code=IMPORTED, environment={"COLOUR": "blue"})
+    superd.call("Reload")
+    with superd.connect("s") as client:
+        assert fetch(client).decode() == f"{sorted(names - {'OTHER'})} blue blue kept"
+
+
+TELL = r"""
+import os, subprocess
+
+def serve(conn):
+    conn.input.readline()  # so that all are there
+    child = subprocess.run(["/bin/sh", "-c", "echo $REMOTE_PORT $SUPERD_CONNECTION"], capture_output=True).stdout
+    libc = os.popen("echo $REMOTE_PORT").read().strip()
+    print(os.environ["REMOTE_PORT"], os.environ["SUPERD_CONNECTION"], os.environb[b"REMOTE_PORT"].decode(), libc)
+    print(conn.remote_port, conn.id, child.decode(), end="")
+"""
+
+
+def test_many_at_once(superd: Superd) -> None:  # E1
+    """Children that are forked together have each its own connection and its own variables, and no other's fds."""
+    write(superd, "serve", code=TELL)
+    superd.start()
+    with ExitStack() as stack:
+        clients = [stack.enter_context(superd.connect("s")) for _ in range(24)]
+        for client in clients:
+            client.sendall(b"\n")
+        ids = set()
+        for client in reversed(clients):
+            port = str(client.getsockname()[1])
+            first, second = fetch(client).decode().splitlines()
+            number = first.split()[1]
+            assert (first, second) == (f"{port} {number} {port} {port}", f"{port} {number} {port} {number}")
+            ids.add(number)
+        assert len(ids) == 24
+
+
+def test_variables_of_connections_are_not_kept() -> None:
+    """glibc's putenv(3) keeps each value that it was ever given; here it would be 100 bytes for each connection."""
+    done = subprocess.run([sys.executable, "-c", """
+import ctypes, os
+from superd.handler import Environment
+
+def anonymous_kb():
+    return int(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:")))
+
+environment = Environment({"FIRST": "1", "PATH": "/bin:/usr/bin"})
+getenv = ctypes.CDLL(None).getenv
+getenv.restype = ctypes.c_char_p
+for i in range(30_000):
+    if i == 1000:
+        before = anonymous_kb()
+    prepared = environment.prepare({"REMOTE_PORT": f"number {i} {'x' * 50}", **({"ODD": "1"} if i % 2 else {})})
+    environment.enter(prepared)
+print(anonymous_kb() - before, os.environ["REMOTE_PORT"].split()[1], os.environb[b"FIRST"], "ODD" in os.environ)
+print(getenv(b"REMOTE_PORT").split()[1], getenv(b"FIRST"), getenv(b"ODD"), flush=True)
+os.environ["SECOND"] = "2"
+environment.change({"FIRST": "3", "PATH": "/bin:/usr/bin"})
+prepared = environment.prepare({"REMOTE_PORT": "7"})
+environment.enter(prepared)
+os.system("echo $FIRST $SECOND $REMOTE_PORT $ODD")
+"""], capture_output=True, text=True, check=True)  # fmt: skip
+    grown, *rest = done.stdout.split()
+    assert rest == ["29999", "b'1'", "True", "b'29999'", "b'1'", "b'1'", "3", "2", "7"], done.stdout
+    assert int(grown) < 500
 
 
 def test_cannot_be_imported(superd: Superd) -> None:

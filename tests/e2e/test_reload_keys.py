@@ -551,9 +551,10 @@ def test_description_does_not_keep_it_busy(superd: Superd) -> None:
     assert superd.find_records(service="a", message=re.compile("nobody has used it"))
 
 
-# test_reload.py, test_handlers.py and test_builtins.py change these; chroot needs a directory with a program in it.
+# test_reload.py, test_handlers.py, test_proxy.py and test_builtins.py change these; chroot needs a directory with a
+# program in it.
 ELSEWHERE = {"handler", "builtin", "run", "ready", "sandbox.chroot", "socket.listen", "socket.reuse_port",
-             "socket.protocol", "rlimit", "scheduling", "sandbox"}  # fmt: skip
+             "socket.protocol", "rlimit", "scheduling", "sandbox", "proxy"}  # fmt: skip
 
 
 def test_every_key_of_a_process_or_socket_is_tried() -> None:

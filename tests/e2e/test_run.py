@@ -258,6 +258,16 @@ def test_trace_knows_the_client() -> None:
     for address in ("tcp:127.0.0.1:0", "tcp:0"):
         with superd_run(address, "--trace", "--", "/bin/sh", "-c", script) as run:
             assert run.ask(b"") == b"127.0.0.1 127.0.0.1 %d TCP\n" % run.port
+    header = b"PROXY TCP4 192.0.2.1 198.51.100.2 5000 80\r\n"
+    proxied = ("--proxy-protocol", "true", "--proxy-trusted", "127.0.0.1")
+    for address in ("tcp:127.0.0.1:0", "tcp:0"):
+        with superd_run(address, "--trace", *proxied, "--once", "--", "/bin/sh", "-c", script) as run:
+            with run.connect() as client:
+                client.sendall(b"no header")
+                with contextlib.suppress(ConnectionResetError):
+                    assert client.recv(1) == b""
+            assert run.ask(header) == b"192.0.2.1 198.51.100.2 80 TCP\n"
+            assert run.wait() == 0
 
 
 def test_trace_of_a_conversation() -> None:

@@ -161,9 +161,8 @@ def test_new_code_that_does_not_come_up(superd: Installed, module: str) -> None:
     superd.write("echo", toml(listen="tcp:127.0.0.1:0", command=ECHO))
     superd.start()
     manager = superd.manager
-    with superd.connect("echo") as client:
-        superd.wait_record(event="start", service="echo")  # so no spawner imports what is replaced now
-        superd.install("99.1", **{module: "raise RuntimeError('half written')\n"})
+    superd.install("99.1", **{module: "raise RuntimeError('half written')\n"})
+    with superd.connect("echo") as client:  # whose spawner is the first, and of the version that runs
         argv = [sys.executable, "-I", "-m", "superd.cli.superctl", "-s", superd.control, "upgrade"]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1 and "half written" in done.stderr and "goes on as it is" in done.stderr
