@@ -83,7 +83,8 @@ def size(data: bytes) -> None:
     except ValueError as error:
         assert str(error)
         return
-    assert parse_size(format_size(found)) == found
+    text = format_size(found)  # bytes alone, such as those of "0K", are written as a number
+    assert parse_size(int(text) if text.isdecimal() else text) == found
 
 
 def command(data: bytes) -> None:
