@@ -154,8 +154,7 @@ def _fork_into(path: str) -> int | None:
         poll.register(reader)
         if not poll.poll(_BORN_MS) or os.read(reader, 1):  # nothing by then: a group that is frozen, cgroup.freeze
             return number
-        # Linux 6.14 to 6.18 at least compare how often cgroup.kill was written to the group with how often it was
-        # written to ours, and kill the child if that is not the same.
+        # Linux 6.18, for one, kills whoever is born into a group that cgroup.kill was ever written to.
         os.waitpid(number, 0)
         return None
     except OSError:
