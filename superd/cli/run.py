@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from superd.cli import new
 from superd.cli.failure import USAGE, Failure
-from superd.cli.superd import control_address
+from superd.cli.superd import Parser, control_address
 from superd.core import schema
 from superd.core.problems import Problem, printable
 from superd.core.schema import SourceFile
@@ -27,18 +27,12 @@ _NO_FILE = "(superd run)"
 _PROGRAM_LESS = ("handler", "builtin")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE, f"superd: {message}\nTry `superd run --help`.\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="superd run",
         usage="superd run ADDRESS... [--KEY VALUE]... [options] -- PROGRAM [ARG...]",
         description="One service without a file: listens at ADDRESS and starts PROGRAM when there is traffic.",
         epilog="Every key of superd.toml(5) is an option: --run on-demand --max-connections 4 --rlimit.nofile 64.",
-        allow_abbrev=False,
     )
     parser.add_argument("listen", nargs="*", metavar="ADDRESS", help="tcp:7007, tcp:127.0.0.1:0, udp:69, unix:./sock")
     new.add_keys(parser)

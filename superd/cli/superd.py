@@ -11,33 +11,44 @@ from superd import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 EX_USAGE = 2
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """What `superd` and `superd run` have in common."""
+
+    def __init__(self, **options: Any) -> None:
+        # With a width it does not import shutil, only to find one; the keeper would have that, and three compression
+        # libraries, for good, and so would all that it forks.
+        def formatter(prog: str) -> argparse.HelpFormatter:
+            return argparse.HelpFormatter(prog, width=_columns() - 2)
+
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+
     def error(self, message: str) -> NoReturn:
-        self.exit(EX_USAGE, f"superd: {message}\nTry `superd --help`.\n")
+        self.exit(EX_USAGE, f"superd: {message}\nTry `{self.prog} --help`.\n")
 
 
 def _columns() -> int:
+    """As shutil.get_terminal_size() tells."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
     try:
-        return os.get_terminal_size(1).columns - 2
+        return os.get_terminal_size(1).columns or 80
     except OSError:
-        return 78
+        return 80
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="superd",
         usage="superd [-c DIR|FILE]... [options] [-- COMMAND...]\n"
         "       superd run ADDRESS... [--KEY VALUE]... [options] -- PROGRAM [ARG...]",
         description="The superserver: starts services when there is traffic for them, and looks after them.",
         epilog="Everything else is superctl's: `superctl check` reads the files without starting anything.",
-        allow_abbrev=False,
-        # With a width it does not import shutil, only to find one; the keeper would have that, and three compression
-        # libraries, for good, and so would all that it forks.
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=_columns()),
     )
     parser.add_argument(
         "-c", dest="config", action="append", default=[], metavar="DIR|FILE",
