@@ -715,7 +715,8 @@ class _Reader(Kinds):
         """[proxy]: superd accepts, and the process has no socket of ours."""
         if "proxy" not in self.merged.tree:
             return
-        table, to = got.get("proxy") or {}, (got.get("proxy") or {}).get("to")
+        table = got.get("proxy") or {}
+        to = table.get("to")
         if "to" not in table and ("proxy",) not in self.failed:
             self.wrong(("proxy",), "missing-key", "[proxy] has no `to`", 'to = "tcp:127.0.0.1:${port}"', key=True)
         for key in ("builtin", "handler"):

@@ -414,16 +414,10 @@ class ConnectionService(Service):
             os.close(fd)
             return self._out_of(listener, error)
         # Handed over, and closed here: the client sees EOF when the process closes its own (E3).
+        name = messages.format_connection(number)
         if self.log.debugs:
-            name = messages.format_connection(number)
-            self.log.record(
-                "connection",
-                level="debug",
-                service=self.name,
-                connection=name,
-                peer=text,
-                address=str(listener.address),
-            )
+            where = str(listener.address)
+            self.log.record("connection", level="debug", service=self.name, connection=name, peer=text, address=where)
         spawner.pending += 1
         self.supervisor.spawners.connections[number] = (self, spawner)
         if spawner.idle is not None:
@@ -433,9 +427,7 @@ class ConnectionService(Service):
         if pipe is not None:
             self._spare = None
             log_fd = pipe[0]
-        self.connections[number] = Connection(
-            number, messages.format_connection(number), text, source, spawner, now, log_fd
-        )
+        self.connections[number] = Connection(number, name, text, source, spawner, now, log_fd)
         listener.episode = False
         listener.pause_s = _PAUSE_S
 

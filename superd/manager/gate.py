@@ -212,16 +212,14 @@ class Gate:
         supervisor.watch.add(held.fd, lambda _: self._first_byte(held))
 
         def too_late() -> None:
-            supervisor.watch.remove(held.fd)
+            self._stop_waiting(held)
             self._refuse(held, f"nothing came within first_byte_timeout = {self.first_byte_s:g} s")
 
         held.timer = supervisor.timers.after(self.first_byte_s, too_late)
 
     def _first_byte(self, held: Held) -> None:
         """Something to read: a byte, or the end. The process gets either."""
-        self.service.supervisor.watch.remove(held.fd)
-        assert held.timer is not None
-        held.timer.cancel()
+        self._stop_waiting(held)
         self._pass(held)
 
     def _pass(self, held: Held) -> None:
@@ -288,9 +286,7 @@ class Gate:
     def close(self) -> None:
         """Let everybody go."""
         for held in self.clients:
-            if held.timer is not None:
-                held.timer.cancel()
-            self.service.supervisor.watch.remove(held.fd)
+            self._stop_waiting(held)
             if held.source is not None:
                 self.service.admission.leave(held.source)
             os.close(held.fd)

@@ -116,17 +116,18 @@ def fork(path: str | None) -> tuple[int, bool]:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     number = -1
     try:
-        if path is not None and (found := _fork_into(path)) is not None:
-            number = found
-            return number, True
-        number = os.fork()
-        return number, False
+        number = -1 if path is None else _fork_into(path)
+        is_there = number >= 0
+        if not is_there:
+            number = os.fork()
+        return number, is_there
     finally:
         if number != 0:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _fork_into(path: str) -> int | None:
+def _fork_into(path: str) -> int:
+    """As fork(2); -1: it cannot be done here."""
     import ctypes
 
     system_call = ctypes.PyDLL(None, use_errno=True).syscall
@@ -148,7 +149,7 @@ def _fork_into(path: str) -> int | None:
             return 0
         python.PyOS_AfterFork_Parent()
         if number < 0:
-            return None  # no such call, or refused: os.fork() says if it is more than that
+            return -1  # no such call, or refused: os.fork() says if it is more than that
         os.close(fds.pop())
         poll = select.poll()
         poll.register(reader)
@@ -156,9 +157,9 @@ def _fork_into(path: str) -> int | None:
             return number
         # Linux 6.18, for one, kills whoever is born into a group that cgroup.kill was ever written to.
         os.waitpid(number, 0)
-        return None
+        return -1
     except OSError:
-        return None
+        return -1
     finally:
         for fd in fds:
             os.close(fd)
