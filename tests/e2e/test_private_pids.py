@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,9 @@ def test_a_killed_spawner(superd: Superd) -> None:  # F17
     eventually(lambda: init in inits(superd), False)
 
 
-def test_a_killed_manager(superd: Superd) -> None:
+@contextmanager
+def served(superd: Superd) -> Iterator[tuple[socket.socket, int]]:
+    """A client that `s` serves, and the process of `a`."""
     superd.write("s", toml(listen="tcp:127.0.0.1:0", command="/bin/cat", sandbox=PRIVATE))
     superd.write("a", toml(command="/bin/sleep 1000", sandbox=PRIVATE))
     superd.start()
@@ -129,6 +133,11 @@ def test_a_killed_manager(superd: Superd) -> None:
         client.sendall(b"one")
         assert client.recv(10) == b"one"
         pid = superd.wait_record(event="start", service="a")["pid"]
+        yield client, pid
+
+
+def test_a_killed_manager(superd: Superd) -> None:
+    with served(superd) as (client, pid):
         superd.kill_role("superd-manager")
         assert ask(client, b"two") == b"two"
         assert superd.call("Stop", names=["a"])["results"][0]["ok"]
@@ -219,13 +228,7 @@ def test_what_cannot_be_had(superd: Superd, require: Callable[[str], str]) -> No
 
 def test_an_upgrade(superd: Superd) -> None:
     """superd is another program in the same process then, and its services' namespaces live on."""
-    superd.write("s", toml(listen="tcp:127.0.0.1:0", command="/bin/cat", sandbox=PRIVATE))
-    superd.write("a", toml(command="/bin/sleep 1000", sandbox=PRIVATE))
-    superd.start()
-    with superd.connect("s") as client:
-        client.sendall(b"one")
-        assert client.recv(10) == b"one"
-        pid = superd.wait_record(event="start", service="a")["pid"]
+    with served(superd) as (client, pid):
         before = len(superd.records)
         superd.call("Upgrade")
         superd.wait_record(after=before, message=re.compile("manager 2 took over"))
