@@ -84,7 +84,7 @@ def test_no_memory_for_sockets(superd: Superd, require: Require, call: str, erro
         assert session.recv(1) == b"2"
     superd.wait_for("cat", "idle")
     # Who reads what wakes trio up is trio, and it takes no such error: the next manager has lost nothing.
-    assert superd.manager == manager or any("_entry_queue.py" in each["message"] for each in superd.records())
+    assert superd.manager == manager or any("_entry_queue.py" in each["message"] for each in superd.records)
 
 
 def test_no_memory_to_wait(superd: Superd, require: Require) -> None:  # N8 H10
