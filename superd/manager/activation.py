@@ -379,8 +379,8 @@ class ConnectionService(Service):
             self.unwatch()  # clients wait in the kernel's queue for what it requires
             return None
         spawner = pool.pick(self)
-        if spawner is None or spawner.queue:
-            self.unwatch()  # until spawner_available; what has been accepted and waits here would die with us
+        if spawner is None:
+            self.unwatch()  # until spawner_available
             return None
         if self.program_id not in spawner.programs:
             pool.register(spawner, self)

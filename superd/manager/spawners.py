@@ -132,8 +132,7 @@ class Spawner:
             fdpass.close_all(done)
         self.crowded_s = 0.0
         change(fd, select.EPOLLIN)
-        for owner in list(self.pool.owners.values()):
-            owner.spawner_available()
+        self.pool.go_on()
 
     def _try_later(self) -> None:
         spawners = self.pool.spawners
@@ -172,12 +171,15 @@ class Pool:
         for member in self.members:
             if member.entered and len(member.live) + member.pending < self.spawners.capacity:
                 if member.pending < _BUSY:
-                    return member
+                    best = member
+                    break
                 if best is None or member.pending < best.pending:
                     best = member
-        if len(self.members) < self.spawners.most or best is None:
-            self._ask()
-        if best is not None and best.pending >= _FULL:
+        else:
+            if len(self.members) < self.spawners.most or best is None:
+                self._ask()
+        # What has been accepted and is queued here would die with us.
+        if best is not None and (best.queue or best.pending >= _FULL):
             self.held[owner.program_id] = owner
             return None
         return best
@@ -370,7 +372,7 @@ class Spawners:
                 member.pending -= 1
                 del connections[connection]
                 owner.failed(connection, messages.STAGES[stage], status)
-        if member.pool.held and member.pending <= _FULL // 2:
+        if member.pool.held and not member.queue and member.pending <= _FULL // 2:
             member.pool.go_on()
         if not member.live and not member.pending:
             self._rest(member)
