@@ -56,6 +56,12 @@ class FakeMachine:
     def lacks_controller(self, name: str) -> str | None:
         return None
 
+    def unreadable(self, path: str) -> str | None:
+        return f"{path}: no such file or directory" if path.startswith("/missing") else None
+
+    def exposed(self, path: str) -> str | None:
+        return f"{path} is readable by everybody (mode 0644)" if path.startswith("/open") else None
+
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         if path.startswith("/home/www") and 33 not in owners:
             return f"{path} belongs to user www"

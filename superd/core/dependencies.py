@@ -22,6 +22,7 @@ from superd.core.spec import ServiceSpec
 from superd.core.values import quote
 
 KEYS = ("requires", "wants", "after", "part_of", "conflicts")
+_NEEDED = ("requires", "part_of")  # the others may name a service that is installed later, or never, as in systemd
 _CYCLES_SHOWN = 20  # of services that all depend on each other; the rest of them are told the first
 _CYCLE_IN_FULL = 30  # names; a longer one is printed in full once, and the others refer to that
 
@@ -163,7 +164,8 @@ def _missing(services: Mapping[str, ServiceSpec], broken: Collection[str]) -> It
                 near = [one for one in known[:_NAMES_COMPARED] if one != name]
                 close = get_close_matches(other, near, 1, 0.6)
                 label = f"did you mean {quote(close[0])}?" if close else ""
-                yield Fault(name, key, other, "no-such-service", f"there is no service {quote(other)}", label)
+                severity: Severity = "error" if key in _NEEDED else "warning"
+                yield Fault(name, key, other, "no-such-service", f"there is no service {quote(other)}", label, severity)
 
 
 _NAMES_COMPARED = 1000  # 10,000 misspelt names among 10,000 services would be compared for minutes

@@ -15,8 +15,9 @@ from superd.core.document import Path, key_text
 from superd.core.keys import BY_TABLE, Key
 from superd.core.machine import Machine
 from superd.core.problems import Problem
+from superd.core.reader import OF_PROCESSES
 from superd.core.schema import SourceFile
-from superd.core.spec import Address, KeepAlive, Output, Ready, ServiceSpec
+from superd.core.spec import Address, KeepAlive, Output, Ready, ServiceSpec, Sni, Tls
 from superd.core.toml import format_key, format_value
 from superd.core.values import format_cpu_time, format_duration, format_mode, format_rate, format_signal, format_size
 
@@ -139,7 +140,7 @@ def _entries(reader: Any, spec: ServiceSpec) -> Iterator[Entry]:
         got.pop("fd_protocols", None)
     applies = _applies(spec)
     if spec.builtin is not None:  # it is no process
-        got = {name: value for name, value in got.items() if name not in schema.OF_PROCESSES}
+        got = {name: value for name, value in got.items() if name not in OF_PROCESSES}
     yield from _table(reader, "service", (), got, applies)
     for name, value in got.get("environment", ()):
         yield _entry(reader, ("environment", name), _runtime(value))
@@ -167,7 +168,7 @@ def _applies(spec: ServiceSpec) -> Callable[[Key], bool]:
     if not spec.notify_asked:  # to write it is to ask for the socket
         without |= {"notify_access"}
     if spec.builtin is not None:
-        without |= {*schema.OF_PROCESSES}
+        without |= {*OF_PROCESSES}
 
     def applies(key: Key) -> bool:
         own = not key.modes or spec.run in key.modes or (key.table == "limits" and spec.proxy is not None)
@@ -180,7 +181,7 @@ def _table(
     reader: Any, table: str, path: Path, got: Mapping[str, Any], applies: Callable[[Key], bool]
 ) -> Iterator[Entry]:
     for name, key in BY_TABLE[table].items():
-        if not key.supported or key.kind in ("table", "tables", "environment"):
+        if key.kind in ("table", "tables", "environment"):
             continue
         if name in got:
             yield _entry(reader, (*path, name), _written(reader, (*path, name), key, got[name]))
@@ -248,6 +249,23 @@ def _keep_alive(value: KeepAlive | None) -> Any:
     return found if value.count is None else {**found, "count": value.count}
 
 
+def _names(sni: Sequence[Sni]) -> dict[str, dict[str, str]]:
+    return {one.name: {"certificate": one.certificate, "key": one.key} for one in sni}
+
+
+def _tls(value: Tls) -> dict[str, Any]:
+    """All of it: it has no lines of its own for what is not written."""
+    found: dict[str, Any] = {"certificate": value.certificate, "key": value.key}
+    if value.sni:
+        found["sni"] = _names(value.sni)
+    if value.client_ca is not None:
+        found |= {"client_ca": value.client_ca, "client_certificate": value.client_certificate}
+    found["min_version"] = value.min_version
+    if value.alpn:
+        found["alpn"] = list(value.alpn)
+    return {**found, "handshake_timeout": format_duration(value.handshake_timeout_s)}
+
+
 def _limit(value: int) -> Any:
     return "off" if value == -1 else value
 
@@ -293,5 +311,8 @@ _WRITERS: dict[str, Callable[[Any], Any]] = {
     "command": _words,
     "commands": lambda commands: [_words(words) for words in commands],
     "keep_alive": _keep_alive,
-    "rlimit": lambda pair: _limit(pair[0]) if pair[1] is None else [_limit(pair[0]), _limit(pair[1])],
+    "tls": _tls,
+    "protocols": _same,
+    "names": _names,
+    "rlimit": lambda pair: _limit(pair[0]) if pair[0] == pair[1] else [_limit(pair[0]), _limit(pair[1])],
 }  # fmt: skip

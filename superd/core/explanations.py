@@ -66,8 +66,9 @@ PROBLEMS: dict[str, str] = {
         "superd.toml, or its [defaults], cannot be read. They may have said who services run as, so none is started "
         "without them.",
     "no-such-service":
-        "`requires`, `after`, `part_of` or the like names a service that no file describes. An instance of a "
-        "template is named NAME@INSTANCE.",
+        "`requires`, `after`, `part_of` or the like names a service that no file describes. An instance of a template "
+        "is named NAME@INSTANCE. With `requires` and `part_of` that is an error; `wants`, `after` and `conflicts` "
+        "matter as soon as there is such a service.",
     "not-available":
         "This machine cannot do what the key asks for, such as a limit of a control group without its controller. The "
         "service does not start without it.",
@@ -94,7 +95,6 @@ PROBLEMS: dict[str, str] = {
         "worse. `superctl explain --list` shows all keys.",
     "unknown-user": "There is no such user on this machine. Nothing falls back to another one.",
     "unreadable": "The file or directory cannot be read, or is no regular file.",
-    "unsupported": "The key is planned and not there yet. It is an error, because it would have no effect.",
 }  # fmt: skip
 
 EXIT_STATUSES: dict[int, str] = {

@@ -44,7 +44,7 @@ def daemon_schema() -> Schema:
 
 
 def _table(table: str) -> Schema:
-    keys = {name: _key(key) for name, key in BY_TABLE[table].items() if key.supported}
+    keys = {name: _key(key) for name, key in BY_TABLE[table].items()}
     found: Schema = {"type": "object", "properties": keys, "additionalProperties": False}
     if table == "service":
         found["not"] = {"required": ["listen", "socket"]}
@@ -166,6 +166,17 @@ _KINDS: dict[str, Callable[[Key], Schema]] = {
     "capabilities": _list({"type": "string", "pattern": "^[A-Za-z_0-9]+$"}),
     "fd_name": _always({"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[^:}]*$"}),
     "multicast": _list({"type": "string", "pattern": "^[0-9A-Fa-f.:]+(%.{1,15})?$"}),
+    "tls": lambda key: {**_table("tls"), "required": ["certificate"]},
+    "names": _always(
+        {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object", "properties": {"certificate": _FILLED, "key": _FILLED}, "required": ["certificate"],
+                "additionalProperties": False,
+            },
+        }
+    ),
+    "protocols": _list({"type": "string", "pattern": "^[!-~]{1,255}$"}),
     "keep_alive": lambda key: _either({"type": "boolean"}, _table("keep_alive")),
     "rlimit": _rlimit,
     "ioprio": _text("idle|(best-effort|realtime):[0-7]"),

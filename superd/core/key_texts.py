@@ -17,6 +17,32 @@ HEADINGS: dict[str, tuple[str, str]] = {
         "One table for each socket, for what `listen` alone cannot say. A key that means nothing to a kind of socket "
         "is an error there.",
     ),
+    "tls": (
+        "The [socket.tls] table",
+        "superd's manager does the handshake, starts the process when it is done, and carries the bytes between both. "
+        "The process's connection is one end of a pair of UNIX sockets: getpeername(2) tells nothing, and SO_PEERCRED "
+        "superd itself. Its variables tell the client as ever, and besides `SSL_PROTOCOL` (TLSv1.3), `SSL_CIPHER`, "
+        "and where there is one `SSL_TLS_SNI_SERVERNAME`, `SSL_ALPN_PROTOCOL`, and of a client's certificate "
+        "`SSL_PEER_CERT_HASH` (SHA256: and 64 hexadecimal digits) and `SSL_PEER_CERT_SUBJECT` (/C=DE/CN=alice; a byte "
+        "that is not printable, a / and a backslash in a value are written as \\xNN, and of more than 1500 "
+        "bytes there is none).\n"
+        "PROXY headers come first, in clear; then `[access]` and the limits per source, then the handshake. Until it "
+        "is done a client counts for its source alone, and 1024 clients of a service are held at once. "
+        "`first_byte_timeout` is that of the handshake's first byte. Whoever is refused is closed without a word, so "
+        "`refuse_message` is an error.\n"
+        "An end that the client announces (close_notify) is the end of what the process reads, and it can go on "
+        "writing. When the process ends what it writes, the client is told so, in the same way. A connection that the "
+        "client ends without that, or that breaks, is closed as a whole: what came before it may have been cut, by "
+        "anybody on the way, so a process that must know waits for its protocol's own end. The log has it at level "
+        "debug. What a process leaves when it has ended reaches the client, unless that takes nothing for a minute.\n"
+        "The files are read by superd, not by the service: a key that only root can read is one that the service "
+        "cannot. As root, superd uses only files that nobody but root can change, and no key that everybody can read. "
+        "At most once a second, when a client comes, it looks whether they are others than before, and the next "
+        "clients get the new ones. If those cannot be used, the log says why, once, and the old ones go on; if there "
+        "are none, clients are refused, and `superctl status` tells why.\n"
+        "Handshakes are calculated by one process for all services, the manager. Connections with TLS end when it is "
+        "killed or superd is upgraded, as with `[proxy]`; their processes see the end.",
+    ),
     "limits": (
         "The [limits] table",
         "A limit slows or refuses, and heals by itself. None closes a listener or needs anybody. They are for "
@@ -31,8 +57,8 @@ HEADINGS: dict[str, tuple[str, str]] = {
     ),
     "rlimit": (
         "The [rlimit] table",
-        'setrlimit(2): a value, which is the soft limit, or a list of soft and hard. A value is a number, a size where '
-        'the limit is one, or "off".',
+        'setrlimit(2): a value, which is the soft and the hard limit, or a list of both. A value is a number, a size '
+        'where the limit is one, or "off".',
     ),
     "scheduling": ("The [scheduling] table", ""),
     "cgroup": (
@@ -63,8 +89,7 @@ HEADINGS: dict[str, tuple[str, str]] = {
     "superd": ("Daemon keys", "These stand in `superd.toml`."),
 }  # fmt: skip
 
-# Table -> rows in the order of the manual: keys that share a text, and the text. Keys that are not supported may have
-# one already; the manual leaves them out.
+# Table -> rows in the order of the manual: keys that share a text, and the text.
 TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
     "service": (
         ("description", "One line for people."),
@@ -195,8 +220,9 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("conflicts",
          "Services that never run beside this one, whichever of the two says so. Starting one stops the other "
          "first. At start-up the first in the order of files runs.\n"
-         "A name that is no service's, and a cycle of `requires` and `after`, are errors of the services that have "
-         "them."),
+         "A name that is no service's is an error in `requires` and `part_of`. In the others it is a warning, and "
+         "matters as soon as there is such a service. A cycle of `requires` and `after` is an error of all that are "
+         "in it."),
         ("stop_signal stop_timeout",
          'How it is told to stop, and after how long KILL follows; "off": not before superd itself ends.'),
         ("kill_mode",
@@ -260,7 +286,31 @@ TEXTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("proxy_trusted",
          "Who may send a PROXY header: networks; of a UNIX socket `user:NAME` and `group:NAME`, or, if this is not "
          "written, whoever can connect."),
-        ("tls", "TLS in front of the service: a table."),
+        ("tls",
+         "TLS in front of the service: a table, also written as [socket.tls] below its [[socket]]. superd speaks it "
+         "with the client, and the service, which knows nothing of it, has the plain bytes. For per-connection "
+         "services, but not `builtin` tcpmux, and for `[proxy]`."),
+    ),
+    "tls": (
+        ("certificate",
+         "PEM: the certificate, and behind it, in order, those that lead to its root. A relative path counts from the "
+         "directory of the service's file."),
+        ("key",
+         "PEM: its private key, without a passphrase. The default is the file of the certificate."),
+        ("sni",
+         "Other certificates: a table for each name that a client may ask for, with `certificate` and `key`. "
+         '"*.example.org" is for all names with one label more, if there is none for the name itself. Who asks for no '
+         "name, or for another one, gets the `certificate` of the socket."),
+        ("client_ca",
+         "PEM: clients are asked for a certificate, and it must lead to one of these."),
+        ("client_certificate",
+         'With `client_ca`: "required", who has none is refused; "optional", who has none is served, and who has a '
+         "wrong one is refused."),
+        ("min_version", 'The oldest version: "1.2" or "1.3".'),
+        ("alpn",
+         "Names of application protocols, the preferred one first. The first that the client offers too is taken; "
+         "with a client that offers none of them the connection goes on without."),
+        ("handshake_timeout", "A duration: a client whose handshake takes longer is closed and starts no process."),
     ),
     "limits": (
         ("max_connections", "Processes of a per-connection service at once, or clients of one with [proxy]."),
@@ -443,6 +493,10 @@ KINDS: dict[str, tuple[str, str]] = {
     "fd_name": ("a name of 1 to 255 bytes without `:` or `}`", '"http"'),
     "multicast": ('a list of groups: "239.1.2.3", "ff02::1:3%eth0"', '["239.1.2.3"]'),
     "keep_alive": ("a bool, or a table of idle, interval and count", '{ idle = "60s", count = 3 }'),
+    "tls": ("a table", '{ certificate = "/etc/ssl/chain.pem", key = "/etc/ssl/private/key.pem" }'),
+    "names": ("a table: a name of a host, or one that begins with *., and its certificate and key",
+              '{ "www.example.org" = { certificate = "/etc/ssl/www.pem", key = "/etc/ssl/private/www.pem" } }'),
+    "protocols": ("a list of names of protocols", '["h2", "http/1.1"]'),
     "rlimit": ('a number, a size such as "64M", "off", or a list [soft, hard]', "[1024, 4096]"),
     "ioprio": ('"idle", "best-effort:0" to "best-effort:7", "realtime:0" to "realtime:7"', '"best-effort:6"'),
     "cpus": ("a list of numbers of CPUs", "[0]"),

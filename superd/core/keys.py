@@ -13,7 +13,7 @@ from typing import Any, Literal
 Change = Literal["in place", "rebind", "restart"]
 Table = Literal[
     "service", "socket", "limits", "access", "rlimit", "scheduling", "cgroup", "sandbox", "health", "proxy",
-    "keep_alive", "superd",
+    "keep_alive", "tls", "superd",
 ]  # fmt: skip
 
 CONN, DEMAND, ALWAYS, ONCE = "per-connection", "on-demand", "always-on", "once"
@@ -49,7 +49,6 @@ class Key:
     sentence: str
     change: Change = "restart"
     modes: tuple[str, ...] = ()
-    supported: bool = True
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
@@ -61,7 +60,6 @@ def _keys(table: Table, *rows: tuple[Any, ...], **common: Any) -> list[Key]:
     return [Key(r[0], table, r[1], r[2], r[3], **{**common, **(r[4] if len(r) > 4 else {})}) for r in rows]
 
 
-_LATER = {"supported": False}
 _PLACE = {"change": "in place"}
 _POLICIES = ("no", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog", "always")
 _FD_PROTOCOLS = ("systemd", "upstart", "einhorn", "server-starter", "catflap")
@@ -180,7 +178,7 @@ KEYS: tuple[Key, ...] = (
         ("proxy_protocol", "proxy_protocol", False, "Expect a PROXY header, which says who the client is.",
          {"modes": (*TCP, "unix", "fd"), **_PLACE}),
         ("proxy_trusted", "networks", [], "Who may send a PROXY header.", {"modes": (*TCP, "unix", "fd"), **_PLACE}),
-        ("tls", "table", {}, "TLS in front of the service.", _LATER),
+        ("tls", "tls", None, "TLS in front of the service.", {"modes": (*TCP, "unix", "fd"), **_PLACE}),
         change="rebind",
     ),
     *_keys(
@@ -189,6 +187,20 @@ KEYS: tuple[Key, ...] = (
         ("interval", "duration", None, "TCP_KEEPINTVL, tcp(7).", {"low": 1, "high": 32767}),
         ("count", "int", None, "TCP_KEEPCNT, tcp(7).", {"low": 1, "high": 127}),
         change="rebind",
+    ),
+    *_keys(
+        "tls",
+        ("certificate", "path", None, "PEM file: the certificate, then those that lead to its root."),
+        ("key", "path", None, "PEM file of its private key; default the certificate's file."),
+        ("sni", "names", {}, "Other certificates, by the name that a client asks for."),
+        ("client_ca", "path", None, "PEM file: who signs the certificates of clients."),
+        ("client_certificate", "choice", "required", "Whether a client must have one, where there is a `client_ca`.",
+         {"choices": ("required", "optional")}),
+        ("min_version", "choice", "1.2", "The oldest version of TLS that is spoken.", {"choices": ("1.2", "1.3")}),
+        ("alpn", "protocols", [], "Names of protocols, the preferred one first; RFC 7301."),
+        ("handshake_timeout", "duration", "10s", "A client whose handshake takes longer starts no process.",
+         {"high": 3600}),
+        change="in place",
     ),
     *_keys(
         "limits",

@@ -13,7 +13,7 @@ from superd.core.document import Merged, Path, key_text
 from superd.core.keys import ALIASES, BY_TABLE, Key
 from superd.core.machine import Machine
 from superd.core.problems import Problem, Severity
-from superd.core.spec import AccessRule, Address, CpuTime, Hours, KeepAlive, Output, RateSpec, Ready
+from superd.core.spec import AccessRule, Address, CpuTime, Hours, KeepAlive, Output, RateSpec, Ready, Sni, Tls
 from superd.core.values import (
     expand,
     format_duration,
@@ -37,6 +37,8 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _FREE_PORT = ":${port}"  # at the end of an address
 _READY_KINDS = ("start", "notify", "fd", "connect", "http", "log", "exec")
 _NO_LIMIT = ("max", "infinity")  # the kernel's and systemd's word for "off" in a control group
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", re.A)
+_TLS_FIELDS = {"handshake_timeout": "handshake_timeout_s"}
 _RESERVED = ("LISTEN_", "NOTIFY_", "WATCHDOG_")  # superd's own words; the service would believe them
 
 
@@ -92,8 +94,6 @@ class Kinds:
             key = keys.get(name)
             if key is None:
                 self.unknown(table, name, here)
-            elif not key.supported:
-                self.wrong(here, "unsupported", f"`{key_text(here)}` is not supported yet", key=True)
             else:
                 self.at = here
                 try:
@@ -112,10 +112,10 @@ class Kinds:
             why = f"`{said}` stands below a table header it does not belong to"
             self.wrong(path, "misplaced-key", why, "move it above the first [table] of the file", key=True)
             return
-        homes = [home for home in BY_TABLE if home not in ("superd", "service", table) and name in BY_TABLE[home]]
+        others = [home for home in BY_TABLE if home not in ("superd", "service", table)]
+        homes = [home for home in others if name in BY_TABLE[home]]
         if homes and table == "service":
-            home = homes[0]
-            header = f"[[{home}]]" if home == "socket" else f"[{home}]"
+            header = _header(homes[0])
             self.wrong(path, "misplaced-key", f"`{said}` is a key of {header}", f"write it below {header}", key=True)
             return
         if table == "superd" and name in BY_TABLE["service"]:
@@ -125,8 +125,12 @@ class Kinds:
 
         lower = name.lower().replace("-", "_")
         close = [alias] if (alias := ALIASES.get(lower)) in BY_TABLE[table] else []
+        # What is nearly a key of a table is meant, before what is somewhat like one that may stand here.
+        places = {one: home for home in (*others, table) for one in BY_TABLE[home]} if table == "service" else {}
+        close = close or [one for one in get_close_matches(lower[:100], places, 1, 0.85) if places[one] != table]
         close = close or get_close_matches(lower[:100], BY_TABLE[table], 1, 0.6)
-        label = f"did you mean `{close[0]}`?" if close else ""
+        home = places.get(close[0], table) if close else table
+        label = f"did you mean `{close[0]}`{'' if home == table else f' of {_header(home)}'}?" if close else ""
         self.wrong(path, "unknown-key", f"unknown key `{said}`{where}", label, key=True)
 
     def convert(self, key: Key, value: Any) -> Any:
@@ -624,7 +628,70 @@ class Kinds:
         found = self.table("keep_alive", value, self.at)
         return KeepAlive(found.get("idle"), found.get("interval"), found.get("count"))
 
-    def _rlimit(self, value: Any, key: Key) -> tuple[int, int | None]:
+    def _tls(self, value: Any, key: Key) -> Tls | None:
+        right = 'write tls = { certificate = "/PATH", key = "/PATH" }'
+        if not isinstance(value, dict):
+            raise WrongError("bad-type", f"{quote(value)} is not a table: {right}")
+        path = self.at
+        found = self.table("tls", value, path)
+        if "certificate" not in value:
+            raise WrongError("missing-key", "`tls` has no `certificate`", right)
+        if "client_certificate" in found and "client_ca" not in value:
+            why = "`client_certificate` goes with `client_ca`: whose certificates count must be said"
+            self.wrong((*path, "client_certificate"), "missing-key", why, 'client_ca = "/PATH"', key=True)
+        if found.keys() < value.keys():
+            return None  # it is wrong, which is reported
+        found.setdefault("key", found["certificate"])
+        return Tls(**{_TLS_FIELDS.get(name, name): item for name, item in found.items()})
+
+    def _names(self, value: Any, key: Key) -> tuple[Sni, ...]:
+        path = self.at
+        found: list[Sni] = []
+        if not isinstance(value, dict):
+            raise WrongError(
+                "bad-type", f'{quote(value)} is not a table: write sni = {{ "NAME" = {{ certificate = … }} }}'
+            )
+        for name, item in value.items():
+            here = (*path, name)
+            if not _HOST.fullmatch(name) or len(name) > 253:
+                self.wrong(
+                    here, "bad-value", f"{quote(name)} is no name of a host, and not one with *. before it", key=True
+                )
+                continue
+            if any(name.lower() == one.name for one in found):
+                self.wrong(
+                    here, "duplicate-name", f"{quote(name.lower())} is there already: names have no case", key=True
+                )
+                continue
+            if not isinstance(item, dict) or "certificate" not in item:
+                self.wrong(
+                    here, "missing-key", f"{quote(name)} has no `certificate`", 'write { certificate = "/PATH" }'
+                )
+                continue
+            for other in item.keys() & BY_TABLE["tls"].keys() - {"certificate", "key"}:
+                self.wrong(
+                    (*here, other), "other-mode", f"`{other}` is that of all names: it stands in `tls`", key=True
+                )
+            files = self.table("tls", {k: v for k, v in item.items() if k in ("certificate", "key")}, here)
+            for other in item.keys() - BY_TABLE["tls"].keys():
+                self.unknown("tls", other, (*here, other))
+            if "certificate" in files:
+                found.append(Sni(name.lower(), files["certificate"], files.get("key", files["certificate"])))
+        return tuple(found)
+
+    def _protocols(self, value: Any, key: Key) -> tuple[str, ...]:
+        def protocol(item: Any, key: Key) -> str:
+            text = self._string(item, key)
+            if not re.fullmatch(r"[!-~]{1,255}", text, re.A):
+                raise ValueError(f"{quote(text)} is not the name of a protocol: 1 to 255 visible characters of ASCII")
+            return text
+
+        found = tuple(self.each(value, key, protocol))
+        if sum(len(name) + 1 for name in found) > 0xFFFF:
+            raise ValueError("the names of the protocols are more than TLS can carry, 64 KiB")
+        return found
+
+    def _rlimit(self, value: Any, key: Key) -> tuple[int, int]:
         def one(item: Any, key: Key) -> int:
             if item in ("off", "infinity", "unlimited") or item is False:
                 return -1
@@ -635,7 +702,7 @@ class Kinds:
             raise ValueError(f'{quote(item)} is not a limit: write a number from 0 on, a size such as "64M", or "off"')
 
         if not isinstance(value, list):
-            return one(value, key), None
+            return (both := one(value, key)), both
         if len(value) != 2:
             raise ValueError(f"a list of {len(value)} is not a limit: write a value or [soft, hard]")
         soft, hard = self.each(value, key, one)
@@ -678,6 +745,10 @@ class Kinds:
                 self.wrong(here, "missing-key", "this [[socket]] has no `listen`", 'listen = "tcp:PORT"', key=True)
             found.append((here, converted))
         return found
+
+
+def _header(table: str) -> str:
+    return {"socket": "[[socket]]", "keep_alive": "[socket.keep_alive]", "tls": "[socket.tls]"}.get(table, f"[{table}]")
 
 
 def _network(text: str) -> AccessRule:

@@ -39,6 +39,12 @@ class Machine(Protocol):
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         """Why somebody other than `owners` could change the file or put another in its place; None: nobody can."""
 
+    def unreadable(self, path: str) -> str | None:
+        """Why superd cannot read the file; None: it can. Nothing of what is in it becomes known."""
+
+    def exposed(self, path: str) -> str | None:
+        """Why somebody who is neither the file's owner nor of its group could read it; None: nobody can."""
+
     def lacks_controller(self, name: str) -> str | None:
         """Why no control group here can have this controller, cgroups(7) v2; None: some can."""
 
@@ -97,6 +103,14 @@ class Remembered:
 
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         why: str | None = self.ask(("untrusted", path, tuple(sorted(owners))))
+        return why
+
+    def unreadable(self, path: str) -> str | None:
+        why: str | None = self.ask(("unreadable", path))
+        return why
+
+    def exposed(self, path: str) -> str | None:
+        why: str | None = self.ask(("exposed", path))
         return why
 
     def lacks_controller(self, name: str) -> str | None:

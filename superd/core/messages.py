@@ -28,7 +28,9 @@ from superd.core.spec import Context
 JSON = 0x7B  # "{": no binary message begins with it
 
 # Go: connection id, program id, flags; the peer's address as text follows: "IP\0PORT\0CONNNUM", and
-# "\0IP\0PORT" of our side where that is the same for every connection, or a PROXY header has said it.
+# "\0IP\0PORT" of our side where that is the same for every connection, or a PROXY header has said it. Where TLS ends
+# in the manager that is always there, and behind it "\0" and JSON: {"variables": more for the environment, "unix":
+# facts of a UNIX client}.
 _GO = struct.Struct("<cQII")
 _SIGNAL = struct.Struct("<cQII")
 _RECORD = struct.Struct("<cQiiI")

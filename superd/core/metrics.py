@@ -27,7 +27,7 @@ _RESULTS = {"exit-code": "status", "core-dump": "signal"}
 # How the texts begin that clients' refusals are logged with -> the limit.
 _REASONS = {
     "full": "full", "access": "access", "nothing came": "first_byte_timeout",
-    "proxy_protocol": "proxy_protocol",
+    "proxy_protocol": "proxy_protocol", "tls": "tls",
     Verdict.SOURCE_FULL.value: "max_per_source", Verdict.SOURCE_RATE.value: "rate_per_source",
 }  # fmt: skip
 

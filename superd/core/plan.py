@@ -214,19 +214,20 @@ _CONNECTION_VARIABLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "vsock": (("REMOTE_ADDR", "remote"), ("REMOTE_PORT", "remote_port")),
 }  # fmt: skip
+ID_VARIABLES = ("SUPERD_CONNECTION", "INVOCATION_ID")
 # Of a TCP connection all of whose facts are known, in the order of `tcp_values`.
-TCP_VARIABLES = (*(variable for variable, _ in _CONNECTION_VARIABLES["tcp"]), "PROTO", "SUPERD_CONNECTION")
+TCP_VARIABLES = (*(variable for variable, _ in _CONNECTION_VARIABLES["tcp"]), "PROTO", *ID_VARIABLES)
 
 
-def tcp_values(facts: Sequence[bytes], connection: bytes) -> tuple[bytes, ...]:
-    """What `connection_environment` has for "tcp", without its names: there are many connections.
+def tcp_values(facts: Sequence[bytes], *ids: bytes) -> tuple[bytes, ...]:
+    """What `connection_environment` has for "tcp", and ID_VARIABLES, without the names: there are many connections.
 
     facts: remote, remote_port, number, local, local_port.
     """
     remote, remote_port, number, local, local_port = facts
-    return remote, remote_port, remote, remote_port, local, local_port, number, b"TCP", connection
+    return remote, remote_port, remote, remote_port, local, local_port, number, b"TCP", *ids
 
 
 CONNECTION_VARIABLES = frozenset(
-    {"PROTO", "SUPERD_CONNECTION"} | {variable for pairs in _CONNECTION_VARIABLES.values() for variable, _ in pairs}
+    {"PROTO", *ID_VARIABLES} | {variable for pairs in _CONNECTION_VARIABLES.values() for variable, _ in pairs}
 )

@@ -104,6 +104,35 @@ class KeepAlive:
 
 
 @dataclass(frozen=True, slots=True)
+class Sni:
+    """A certificate for one name, in lower case, or for "*.example.org": all with one label more."""
+
+    name: str
+    certificate: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The `tls` table of a socket. Paths of PEM files; client_ca None: clients are not asked who they are."""
+
+    certificate: str
+    key: str
+    sni: tuple[Sni, ...] = ()
+    client_ca: str | None = None
+    client_certificate: Literal["required", "optional"] = "required"
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    alpn: tuple[str, ...] = ()
+    handshake_timeout_s: float = 10.0
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Each once."""
+        named = [path for one in self.sni for path in (one.certificate, one.key)]
+        return tuple(dict.fromkeys(filter(None, (self.certificate, self.key, self.client_ca, *named))))
+
+
+@dataclass(frozen=True, slots=True)
 class SocketSpec:
     """One `[[socket]]` table, or one entry of `listen`. None means: leave the kernel's default."""
 
@@ -139,6 +168,7 @@ class SocketSpec:
     nonblocking: bool = False
     proxy_protocol: bool | Literal["optional"] = False
     proxy_trusted: tuple[AccessRule, ...] = ()  # (): whoever can connect
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +271,7 @@ class Context:
 
     Services whose contexts are equal share spawners. user None: superd's own identity is kept (never so as
     root, where the loader writes "nobody" or what the file says). groups None: the user's own (initgroups).
-    rlimits: (name without RLIMIT_, soft, hard), -1 for infinity; hard None keeps the hard limit.
+    rlimits: (name without RLIMIT_, soft, hard), -1 for infinity.
     capabilities: what the bounding set keeps, without CAP_; None: all. cwd counts from chroot, read_only and
     read_write do not. owner: the service that has this context alone, where something in it is private. grouped: its
     spawners are in the owner's cgroup, because that has limits.
@@ -253,7 +283,7 @@ class Context:
     groups: tuple[str | int, ...] | None = None
     umask: int = 0o022
     cwd: str = "/"
-    rlimits: tuple[tuple[str, int, int | None], ...] = ()
+    rlimits: tuple[tuple[str, int, int], ...] = ()
     nice: int | None = None
     ioprio: str | None = None  # "idle", "best-effort:N", "realtime:N"
     oom_score_adjust: int | None = None

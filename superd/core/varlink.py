@@ -38,6 +38,11 @@ class VarlinkError(Exception):
         self.name, self.parameters = name, parameters
 
 
+def invalid_parameter(name: str) -> VarlinkError:
+    """One of a call's parameters has a value that it cannot have."""
+    return VarlinkError(f"{SERVICE}.InvalidParameter", parameter=name)
+
+
 class Call:
     __slots__ = ("method", "more", "oneway", "parameters")
 

@@ -154,7 +154,7 @@ def test_everything_at_once() -> None:
     assert spec.limits == Limits(rate=RateSpec(50, 1.0))
     assert spec.context == Context(
         user=33, group="www", groups=("www", 0), umask=0o077, cwd="/srv",
-        rlimits=(("nofile", 1024, -1), ("core", 0, None), ("as", 1 << 30, None)), nice=-5, ioprio="best-effort:3",
+        rlimits=(("nofile", 1024, -1), ("core", 0, 0), ("as", 1 << 30, 1 << 30)), nice=-5, ioprio="best-effort:3",
         oom_score_adjust=-100, cpu_affinity=(0, 1), no_new_privileges=False,
     )  # fmt: skip
     first, second = spec.sockets
@@ -532,6 +532,8 @@ WRONG = [
     ('[rlimit]\nnofile = -1', "-1 is not a limit"),
     ('[rlimit]\nnofile = [5, 1]', "the soft limit 5 is above the hard limit 1"),
     ('[rlimit]\nnofiles = 5', "2:1: error: unknown key `nofiles` in [rlimit]: did you mean `nofile`?"),
+    ("proxy_protocl = true", "1:1: error: unknown key `proxy_protocl`: did you mean `proxy_protocol` of [[socket]]?"),
+    ("memry_max = 1", "1:1: error: unknown key `memry_max`: did you mean `memory_max` of [cgroup]?"),
     ('success_status = [256]', "1:19: error: 256 is not an exit status"),
     ('stop_signal = 15', 'write the name of the signal, "TERM"'),
     ('restart = "alway"', 'did you mean "always"?'),
