@@ -509,6 +509,29 @@ class Trust:
         return None
 
 
+def unreadable(path: str) -> str | None:
+    """Why this process cannot read a file, of at most 1 MiB, to its end."""
+    try:
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
+            return f"{path}: not a regular file"
+        if facts.st_size > MAX_BYTES:
+            return f"{path}: larger than {MAX_BYTES >> 20} MiB"
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
+    except (OSError, ValueError) as error:
+        return f"{path}: {_reason(error)}"
+    return None
+
+
+def exposed(path: str) -> str | None:
+    """Why everybody could read a file that is meant for few. Its group may: that is how programs share a key."""
+    try:
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except (OSError, ValueError) as error:
+        return f"{path}: {_reason(error)}"
+    return f"{path} is readable by everybody (mode {mode:04o})" if mode & 0o004 else None
+
+
 class RealMachine:
     """schema.Machine by this machine's files. Each fact is looked up once: make a new one for each load.
 
@@ -580,6 +603,12 @@ class RealMachine:
             trust = self._trust.setdefault(owners, Trust(owners))
             self._trusted[key] = trust.file(path)
         return self._trusted[key]
+
+    def unreadable(self, path: str) -> str | None:
+        return unreadable(path)
+
+    def exposed(self, path: str) -> str | None:
+        return exposed(path)
 
     def lacks_controller(self, name: str) -> str | None:
         mounts = [words for words in _lines("/proc/self/mountinfo", None) if "cgroup2" in words[words.index("-") :]]

@@ -64,15 +64,6 @@ class ContextError(Exception):
         reason = os.strerror(self.errno)
         return f"{self.stage}: {self.detail}: {reason[:1].lower()}{reason[1:]}"
 
-    def to_tuple(self) -> tuple[str, int | None, str]:
-        """What travels from the process that failed to the one that reports it."""
-        return self.stage, self.errno, self.detail
-
-    @classmethod
-    def from_tuple(cls, fields: tuple[str, int | None, str] | list[str | int | None]) -> ContextError:
-        stage, number, detail = fields
-        return cls(str(stage), None if number is None else int(number), str(detail))
-
 
 class Entered:
     """Who this process is now.
@@ -263,15 +254,15 @@ def _set_oom_score_adjust(wanted: int | None) -> None:
 
 
 def _set_limits(context: Context, nofile: tuple[int, int] | None) -> None:
-    wanted: dict[str, tuple[int, int | None]] = {} if nofile is None else {"nofile": nofile}
+    wanted: dict[str, tuple[int, int]] = {} if nofile is None else {"nofile": nofile}
     wanted.update({name.lower(): (soft, hard) for name, soft, hard in context.rlimits})
     for name, (soft, hard) in wanted.items():
         set_limit(name, soft, hard)
 
 
-def set_limit(name: str, soft: int, hard: int | None) -> None:
-    """setrlimit(2) by the name without RLIMIT_; -1 is no limit, hard None the one there is. Raises ContextError."""
-    which, _, current_hard, hard = _limits(name, soft, hard)
+def set_limit(name: str, soft: int, hard: int) -> None:
+    """setrlimit(2) by the name without RLIMIT_; -1 is no limit. Raises ContextError."""
+    which, _, current_hard = _limits(name, soft, hard)
     try:
         resource.setrlimit(which, (soft, hard))
     except ValueError:  # so the module reports EPERM; setrlimit(2): beyond the hard limit, or fs.nr_open
@@ -282,23 +273,21 @@ def set_limit(name: str, soft: int, hard: int | None) -> None:
         raise _failed("limits", f"cannot set {name} to {soft}:{hard}", error) from None
 
 
-def _limits(name: str, soft: int, hard: int | None) -> tuple[int, int, int, int]:
-    """(number, soft and hard limit that there are, hard limit that is wanted)."""
+def _limits(name: str, soft: int, hard: int) -> tuple[int, int, int]:
+    """(number, soft and hard limit that there are)."""
     which = _RLIMIT_LOCKS if name == "locks" else getattr(resource, "RLIMIT_" + name.upper(), None)
     if which is None:
         raise ContextError("limits", None, f"cannot set {name!r}: no such limit here")
     current_soft, current_hard = resource.getrlimit(which)
-    if hard is None:
-        hard = current_hard
     if soft != hard and hard != -1 and not 0 <= soft <= hard:
         raise ContextError("limits", None, f"cannot set {name} to {soft}: the hard limit is {hard}")
-    return which, current_soft, current_hard, hard
+    return which, current_soft, current_hard
 
 
-def raise_hard_limits(wanted: Iterable[tuple[str, int, int | None]]) -> None:
+def raise_hard_limits(wanted: Iterable[tuple[str, int, int]]) -> None:
     """As set_limit() needs it in a child, who may not raise one any more. Soft limits stay. Raises ContextError."""
     for name, soft, hard in wanted:
-        _, current_soft, current_hard, hard = _limits(name, soft, hard)
+        _, current_soft, current_hard = _limits(name, soft, hard)
         if current_hard != -1 and not 0 <= hard <= current_hard:
             set_limit(name, current_soft, hard)
 

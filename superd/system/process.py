@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Iterable, Iterator
 
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
-_PR_SET_NAME = 15
+_PR_SET_NAME = 15  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _M_TRIM_THRESHOLD, _TRIM_BYTES = -1, 64 << 10  # malloc.h
 _SYS_CLOSE_RANGE = 436  # the same everywhere but on alpha
@@ -110,15 +109,6 @@ def become_subreaper() -> bool:
     except OSError:
         return False
     return True
-
-
-def set_dumpable(dumpable: bool) -> None:
-    """Allow or refuse core dumps and ptrace by others of the same uid (PR_SET_DUMPABLE(2const)).
-
-    While refused, /proc/self belongs to root: an unprivileged process cannot open its own /proc/self/fd. exec
-    allows it again.
-    """
-    _prctl(_PR_SET_DUMPABLE, int(dumpable))
 
 
 def pidfd_inode() -> int | None:

@@ -50,6 +50,9 @@ _SCTP_NODELAY = 3
 _PROTOCOLS = {"mptcp": 262, "sctp": 132, "udplite": 136}
 _TYPES = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "seqpacket": socket.SOCK_SEQPACKET}
 _KINDS = {number: kind for kind, number in _TYPES.items()}
+_SOCKADDR_BYTES = 128  # struct sockaddr_storage
+_FAMILY = struct.Struct("=H")
+_SOCKADDR_IN, _SOCKADDR_IN6, _SOCKADDR_VM = struct.Struct("!2xH4s"), struct.Struct("!2xH4x16s"), struct.Struct("=4xII")
 
 # (level, option) -> the value that takes it back. What is not here comes back only with a new socket.
 _OFF: dict[tuple[int, int], int | bytes] = {
@@ -806,6 +809,9 @@ def _take_inherited(spec: SocketSpec, inherited: Mapping[str, list[int]], connec
             if sock.type != socket.SOCK_STREAM and spec.proxy_protocol:
                 reason = f"fd {fd} is no stream socket"
                 raise BindError(errno.EOPNOTSUPP, "option proxy_protocol", spec.address, reason)
+            if spec.tls and (sock.type != socket.SOCK_STREAM or sock.family == socket.AF_VSOCK):
+                reason = f"fd {fd} is no stream socket of TCP or UNIX"
+                raise BindError(errno.EOPNOTSUPP, "option tls", spec.address, reason)
         if spec.protocol is not None:
             raise BindError(errno.EOPNOTSUPP, "option protocol", spec.address, "the socket is there already")
         apply_options(fd, spec)
@@ -836,32 +842,6 @@ def describe_listener(fd: int) -> Address | None:
 
 
 # What arrives, and the state of a listener
-
-
-def format_peer(raw: tuple[object, ...]) -> tuple[str, int]:
-    """Address and port of an IP peer as accept() or getpeername() gave it: no brackets, IPv4-mapped as plain IPv4, the
-    scope of a link-local address kept ("fe80::1%eth0")."""
-    host, port = raw[:2]
-    assert isinstance(host, str) and isinstance(port, int)
-    return host[7:] if host.startswith("::ffff:") and "." in host else host, port
-
-
-def describe_peer(family: int, raw: object) -> tuple[str | None, int | None]:
-    """REMOTE_ADDR and REMOTE_PORT, None for what a peer has not: path or @name of a UNIX client, cid, port of vsock."""
-    if family in (socket.AF_INET, socket.AF_INET6) and isinstance(raw, tuple):
-        return format_peer(raw)
-    if family == socket.AF_UNIX:
-        return unix_peer_path(raw), None
-    if family == socket.AF_VSOCK and isinstance(raw, tuple):
-        return str(raw[0]), raw[1]
-    return None, None
-
-
-def unix_peer_path(raw: object) -> str | None:
-    """Where a UNIX client has bound its own socket: a path, "@name", or None, as with nearly all."""
-    if isinstance(raw, bytes):
-        return "@" + os.fsdecode(raw[1:]) if raw else None
-    return raw if isinstance(raw, str) and raw else None
 
 
 def peer_credentials(fd: int) -> tuple[int, int, int]:
@@ -934,6 +914,42 @@ def drain_datagram(fd: int) -> bool:
     return True
 
 
+def accept(listener: socket.socket) -> tuple[int, Any]:
+    """A connection's fd, close-on-exec and blocking, and its peer: (IP, port), (CID, port), or "" for a UNIX client.
+
+    The listener does not block. OSError as accept4(2).
+
+    The interpreter lock is kept meanwhile. Python's own accept gives it up, and does not get it back for 5 ms while a
+    thread computes (a reload reads files in one): in that time a killed manager would lose the connection.
+    """
+    call, errno_of, peer, size = _accept4()
+    size[0] = _SOCKADDR_BYTES
+    fd = call(listener.fileno(), peer, size, socket.SOCK_CLOEXEC)
+    if fd < 0:
+        number = errno_of()
+        raise OSError(number, os.strerror(number))
+    (family,) = _FAMILY.unpack_from(peer)
+    if family == socket.AF_INET:
+        port, host = _SOCKADDR_IN.unpack_from(peer)
+        return fd, (socket.inet_ntoa(host), port)
+    if family == socket.AF_INET6:
+        port, host = _SOCKADDR_IN6.unpack_from(peer)
+        return fd, (socket.inet_ntop(socket.AF_INET6, host), port)
+    if family == socket.AF_VSOCK:
+        port, cid = _SOCKADDR_VM.unpack_from(peer)
+        return fd, (cid, port)
+    return fd, ""
+
+
+@cache
+def _accept4() -> tuple[Callable[..., int], Callable[[], int], Any, Any]:
+    """(the function, the errno it left, where it writes the peer, and the peer's size)."""
+    import ctypes
+
+    library = ctypes.PyDLL(None, use_errno=True)  # CDLL would give up the lock
+    return library.accept4, ctypes.get_errno, (ctypes.c_char * _SOCKADDR_BYTES)(), (ctypes.c_uint32 * 1)()
+
+
 def set_priority(fd: int, priority: int) -> None:
     """SO_PRIORITY of a connection: the one option that accept(2) does not take over from the listener."""
     with _borrow(fd) as sock, suppress(OSError):
@@ -947,8 +963,8 @@ class Inbox(socket.socket):
     outlives the manager, and it is one fd.
     """
 
-    def _accept(self) -> tuple[int, Any]:
-        """As socket.socket's: fd and peer. Raises BlockingIOError when there is none, or it has gone."""
+    def take(self) -> tuple[int, Any]:
+        """As accept(). Raises BlockingIOError when there is none, or it has gone."""
         _, fds, _, _ = socket.recv_fds(self, 1, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
         if not fds:
             raise BlockingIOError

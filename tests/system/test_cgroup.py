@@ -34,8 +34,11 @@ def test_members_and_kill(base: str) -> None:  # G6
     group = cgroup.make(base, "cat")
     assert cgroup.members(group) == []
     with subprocess.Popen(
-        ["/bin/sh", "-c", 'echo 0 > "$1" && sleep 1000 & wait', "sh", f"{group}/cgroup.procs"]
+        ["/bin/sh", "-c", 'echo 0 > "$1" && echo && sleep 1000 & wait', "sh", f"{group}/cgroup.procs"],
+        stdout=subprocess.PIPE,
     ) as outer:
+        assert outer.stdout is not None
+        outer.stdout.readline()  # the kernel takes its time
         with subprocess.Popen(
             ["/bin/sh", "-c", 'echo 0 > "$1"; setsid sleep 1000 & echo; wait', "sh", f"{group}/cgroup.procs"],
             stdout=subprocess.PIPE,

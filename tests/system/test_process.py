@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -82,16 +81,6 @@ def test_subreaper_adopts_orphans() -> None:  # (e) 13
         return adopted and os.waitpid(-1, 0)[0] != middle
 
     assert in_child(child) is True
-
-
-@pytest.mark.parametrize("dumpable", [False, True])
-def test_dumpable(dumpable: bool) -> None:
-    def child() -> int:
-        process.set_dumpable(not dumpable)
-        process.set_dumpable(dumpable)
-        return ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)  # type: ignore[no-any-return]  # PR_GET_DUMPABLE
-
-    assert in_child(child) == int(dumpable)
 
 
 def test_pidfd_inode_is_what_others_see() -> None:  # PROTOCOLS.md 2.1

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import select
 import signal
 import socket
@@ -14,8 +15,9 @@ import struct
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import pytest
 from forked import in_child
 
 from superd.core.spec import Address, KeepAlive, SocketSpec
+from superd.manager.activation import host_of
 from superd.system import holders, sockets
 from superd.system.sockets import BindError, Bound
 
@@ -145,10 +148,9 @@ def test_ip_families(address: Address, family: int, v6only: int | None, canonica
 
 def test_dual_stack_peers_are_plain_ipv4() -> None:  # A8
     with opened(spec(ANY)) as (sock, bound), connect(bound) as client:
-        conn, raw = sock.accept()
-        conn.close()
-        assert raw[0] == "::ffff:127.0.0.1"
-        assert sockets.format_peer(raw) == client.getsockname() == sockets.describe_peer(socket.AF_INET6, raw)
+        fd, (host, port) = sockets.accept(sock)
+        os.close(fd)
+        assert host_of((host, port)) == "127.0.0.1" and port == client.getsockname()[1]
 
 
 def test_localhost_has_both_families_on_one_port() -> None:
@@ -1003,22 +1005,11 @@ def test_peek_and_take() -> None:
         assert sockets.peek(one.fileno(), 10) == b""
 
 
-def test_peers() -> None:
-    assert sockets.format_peer(("fe80::1%eth0", 7, 0, 2)) == ("fe80::1%eth0", 7)
-    assert sockets.format_peer(("::ffff:10.0.0.1", 7, 0, 0)) == ("10.0.0.1", 7)
-    assert sockets.format_peer(("2001:db8::1", 7, 0, 0)) == ("2001:db8::1", 7)
-    for raw, path in (("", None), (b"", None), (None, None), ("/run/x", "/run/x"), (b"\0name", "@name")):
-        assert sockets.describe_peer(socket.AF_UNIX, raw) == (path, None)
-    assert sockets.describe_peer(socket.AF_VSOCK, (3, 1024)) == ("3", 1024)
-
-
 def test_unix_client(tmp_path: Path) -> None:
     with opened(unix(tmp_path / "a")) as (sock, _), socket.socket(socket.AF_UNIX) as client:
-        client.bind(str(tmp_path / "client"))
         client.connect(str(tmp_path / "a"))
-        conn, raw = sock.accept()
+        conn, _ = sock.accept()
         with conn:
-            assert sockets.unix_peer_path(raw) == str(tmp_path / "client")
             assert sockets.peer_credentials(conn.fileno()) == (os.getpid(), os.geteuid(), os.getegid())
 
 
@@ -1028,9 +1019,9 @@ def test_client_that_is_gone() -> None:  # A5
         client.setsockopt(SOL, socket.SO_LINGER, struct.pack("ii", 1, 0))
         name = client.getsockname()
         client.close()
-        conn, raw = sock.accept()  # the address of accept is good, getpeername would not be
-        with conn:
-            assert sockets.format_peer(raw) == name
+        fd, peer = sockets.accept(sock)  # the address of accept is good, getpeername would not be
+        with socket.socket(fileno=fd) as conn:
+            assert peer == name
             with pytest.raises(OSError) as caught:
                 conn.getpeername()
             assert caught.value.errno in sockets.IGNORABLE_ACCEPT_ERRNOS
@@ -1042,6 +1033,75 @@ def test_accept_errnos() -> None:  # A4, A1
     assert {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS} == sockets.RESOURCE_ERRNOS
     assert not sockets.RESOURCE_ERRNOS & sockets.IGNORABLE_ACCEPT_ERRNOS
     assert not {errno.EINVAL, errno.EBADF, errno.ENOTSOCK} & sockets.IGNORABLE_ACCEPT_ERRNOS
+
+
+@pytest.mark.parametrize(
+    ("address", "family"),
+    [
+        (LOOP, socket.AF_INET),
+        (Address("tcp", "::1", 0), socket.AF_INET6),
+        (Address("unix", path="@superd-test-accept"), 1),
+    ],
+    ids=str,
+)
+def test_accept(address: Address, family: int) -> None:
+    with opened(spec(address)) as (sock, _), socket.socket(family) as client:
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sockets.accept(sock)
+        client.connect(sock.getsockname())
+        fd, peer = sockets.accept(sock)
+        with socket.socket(fileno=fd) as conn:
+            assert os.get_blocking(fd) and not os.get_inheritable(fd)
+            assert peer == conn.getpeername()[:2]
+            client.sendall(b"x")
+            assert conn.recv(1) == b"x"
+
+
+def test_accept_without_fds() -> None:  # A1
+    def number() -> int | None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        kept = []
+        with suppress(OSError):
+            while True:
+                kept.append(os.dup(sock.fileno()))
+        try:
+            sockets.accept(sock)
+        except OSError as error:
+            return error.errno
+        return None
+
+    with opened(spec(LOOP)) as (sock, bound), connect(bound):
+        sock.setblocking(False)
+        assert in_child(number, report_fd=0) == errno.EMFILE
+
+
+def test_no_thread_runs_between_accept_and_what_follows() -> None:
+    """A thread that computes would keep the interpreter for 5 ms, and a connection that was accepted dies with us."""
+    turns, done = [0], threading.Event()
+
+    def compute() -> None:
+        while not done.is_set():
+            turns[0] += 1
+
+    thread = threading.Thread(target=compute)
+    with opened(spec(LOOP)) as (sock, bound):
+        sock.setblocking(False)
+        thread.start()
+        try:
+            undisturbed = 0
+            for _ in range(40):
+                with connect(bound):
+                    time.sleep(0.001)
+                    before = turns[0]
+                    fd, _ = sockets.accept(sock)
+                    undisturbed += turns[0] == before
+                    os.close(fd)
+        finally:
+            done.set()
+            thread.join()
+    assert turns[0] > 40
+    assert undisturbed >= 36  # with socket.accept(): 5
 
 
 @pytest.mark.parametrize("address", [UDP, Address("unix-dgram", path="@superd-test-drain")], ids=str)  # C6
