@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import errno
 import gc
+import json
 import os
 import resource
 import select
@@ -47,7 +48,7 @@ _TCP_FACTS = 5  # in an order whose listener has one address
 _CREDENTIALS = struct.Struct("iII")  # struct ucred
 _OF_EACH_CHILD = ("cpu", "as", "data", "stack", "fsize", "nofile")
 
-Limit = tuple[str, int, int | None]
+Limit = tuple[str, int, int]
 
 
 class _Child(NamedTuple):
@@ -236,11 +237,13 @@ class Spawner:
         try:
             facts = peer.split(b"\0")
             if len(facts) == _TCP_FACTS and launcher is not None and len(peer) < children.VALUE_BYTES:
-                values = plan.tcp_values(facts, b"%d-%d" % messages.split_connection(connection))
+                ids = b"%d-%d" % messages.split_connection(connection), os.urandom(16).hex().encode()
+                values = plan.tcp_values(facts, *ids)
                 pid = launcher.start_tcp(values, fds[0], log)
             else:
                 variables, text = connection_facts(fds[0], peer)
                 variables["SUPERD_CONNECTION"] = messages.format_connection(connection)
+                variables["INVOCATION_ID"] = os.urandom(16).hex()
                 if launcher is not None:
                     pid = launcher.start(variables, fds[0], log)
                 elif self.handler is not None:
@@ -366,6 +369,12 @@ def connection_facts(fd: int, peer: bytes) -> tuple[dict[str, str], str]:
     remote, port, number, *local = peer.decode().split("\0")
     facts = {"number": number, "remote": remote, "remote_port": port}
     text = _ip_text(remote, port)
+    if len(local) > 2:  # the fd is not the client's own, which the manager has
+        more = json.loads(local.pop())
+        if unix := more.get("unix"):
+            return {**plan.connection_environment("unix", facts | unix), **more["variables"]}, unix["text"]
+        facts["local"], facts["local_port"] = local
+        return {**plan.connection_environment("tcp", facts), **more["variables"]}, text
     if local:
         facts["local"], facts["local_port"] = local
         return plan.connection_environment("tcp", facts), text

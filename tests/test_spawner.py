@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -150,6 +151,7 @@ def test_a_connection(name: str, request: pytest.FixtureRequest) -> None:
     client = spawner.go((3 << 40) + 7, 1, "192.0.2.9\x004242\x005\x00192.0.2.1\x0080")
     found = environment(read_all(client))  # E3: EOF, though the spawner lives
     home = found.pop("HOME")
+    assert re.fullmatch("[0-9a-f]{32}", found.pop("INVOCATION_ID"))
     assert home != "/base"  # the user's own, above what the base says
     assert {key: found[key] for key in found if key not in ("USER", "LOGNAME", "SHELL")} == {
         "PATH": os.defpath, "TABLE": "1", "SUPERD_CONNECTION": "3-7", "REMOTE_ADDR": "192.0.2.9", "REMOTE_PORT": "4242",
