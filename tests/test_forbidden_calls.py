@@ -12,7 +12,7 @@ from superd.core.keys import KEYS
 SOURCES = sorted(path for path in (Path(__file__).parent.parent / "superd").rglob("*.py"))
 # Where wall time is only shown, or compared with the times of files.
 WALL_CLOCK = {
-    "keeper.py": 1, "manager/builtins.py": 2, "manager/control.py": 1, "manager/logs.py": 1, "manager/metrics.py": 1,
+    "keeper.py": 1, "manager/builtins.py": 2, "manager/views.py": 1, "manager/logs.py": 1, "manager/metrics.py": 1,
     "system/usage.py": 1, "system/configdir.py": 1, "system/sockets.py": 1,
     "handler.py": 1, "spawner.py": 1, "manager/spawners.py": 1,  # when an import began, beside times of files
 }  # fmt: skip

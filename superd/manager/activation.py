@@ -26,9 +26,9 @@ from superd.core import messages
 from superd.core.admission import Admission, Verdict
 from superd.core.lifecycle import Ending, State
 from superd.core.plan import Program
-from superd.core.spec import Access, ServiceSpec
+from superd.core.spec import ServiceSpec
 from superd.core.values import format_duration
-from superd.manager.gate import Gate, Held, rules_of
+from superd.manager.gate import NO_RULES, Gate, Held, rules_of
 from superd.manager.listeners import Listener
 from superd.manager.logs import OutputReader
 from superd.manager.service import Service, explain_start
@@ -37,6 +37,8 @@ from superd.manager.watch import Timer
 from superd.system import sockets, tree
 
 if TYPE_CHECKING:
+    import trio
+
     from superd.manager.supervisor import Supervisor
 
 Start = tuple[Spawner | None, int, tuple[int, int] | None, bytes]  # spawner, connection, log pipe, head of the order
@@ -69,7 +71,8 @@ class ConnectionService(Service):
 
     __slots__ = (
         "_held_back", "_overlapped", "_refused_delay_s", "_refused_note", "_runtime", "_second_looks", "_spare",
-        "_unread", "admission", "connections", "gate", "pool", "program", "program_id", "refused",
+        "_unread", "admission", "carried", "connections", "gate", "lingering", "pool", "program", "program_id",
+        "refused",
     )  # fmt: skip
 
     program: Program
@@ -79,6 +82,8 @@ class ConnectionService(Service):
         super().__init__(supervisor, spec)
         self.connections: dict[int, Connection] = {}
         self.admission = Admission(spec.limits)
+        self.carried: dict[int, trio.Event] = {}  # connections with TLS, until all of their bytes have been carried
+        self.lingering = 0  # of these, whose process has gone
         self.gate = self._make_gate()
         self.pool: Pool | None = None
         self.refused = 0
@@ -135,6 +140,7 @@ class ConnectionService(Service):
             gate, self.gate = self.gate, self._make_gate()
             if gate is not None and gate.clients:
                 self.gate = self.gate or Gate(self)
+            if gate is not None and self.gate is not None:
                 self.gate.follow(gate)
         if spec.limits.max_runtime_s != was.limits.max_runtime_s:
             self._restart_runtime()
@@ -354,8 +360,17 @@ class ConnectionService(Service):
         if start is None:
             return False
         assert held.source is not None
+        fd, local = held.fd, held.local
+        if held.session is not None:
+            try:
+                fd, local = held.session.open(held)
+            except OSError as error:
+                self._out_of(held.listener, error)
+                return False
         self.admission.take(now)
-        self._hand_over(held.listener, start, held.fd, held.raw, held.host, held.source, now, held.local)
+        self._hand_over(held.listener, start, fd, held.raw, held.host, held.source, now, local)
+        if held.session is not None:
+            held.session.begin(self, start[1])
         if self.supervisor.once:
             self._hold_back()
         return True
@@ -366,7 +381,15 @@ class ConnectionService(Service):
 
     def served(self, connection: int, status: int) -> None:
         """A connection is done with, and this is how it went: for `superd run --once`."""
-        self.supervisor.served(status)
+        carried = self.carried.get(connection)
+        if carried is None:
+            return self.supervisor.served(status)
+
+        async def wait() -> None:
+            await carried.wait()
+            self.supervisor.served(status)
+
+        self.supervisor.start_task(wait)
 
     def _prepare_start(self, listener: Listener) -> Start | None:
         """All that a start needs but the connection; None: not now, and then there is a reason to try again."""
@@ -397,23 +420,23 @@ class ConnectionService(Service):
         self, listener: Listener, start: Start, fd: int, raw: Any, host: str | int, source: str, now: float,
         local: bytes,
     ) -> None:  # fmt: skip
-        """local: our end of the connection, as Listener has it."""
+        """local: our end of the connection, as Listener has it, and what TLS adds to that."""
         admission = self.admission
         spawner, number, pipe, head = start
         assert spawner is not None
         peer = "\0\0" if host == "" else f"{host}\0{raw[1]}\0"
         order = head + f"{peer}{admission.sources[source]}".encode() + local
-        text = peer_text(fd, host, raw)
+        given = (fd,) if pipe is None else (fd, pipe[1])
         try:
-            if pipe is None:
-                spawner.hand_over(order, (fd,), (fd,))
-            else:
-                spawner.hand_over(order, (fd, pipe[1], pipe[0]), (fd, pipe[1]))
+            sent = spawner.hand_over(order, given if pipe is None else (*given, pipe[0]), given)
         except OSError as error:  # no memory: this client is lost, the next ones wait
             admission.release(source)
             os.close(fd)
             return self._out_of(listener, error)
-        # Handed over, and closed here: the client sees EOF when the process closes its own (E3).
+        text = peer_text(fd, host, raw)
+        if sent:  # and closed here: the client sees EOF when the process closes its own (E3)
+            for one in given:
+                os.close(one)
         name = messages.format_connection(number)
         if self.log.debugs:
             where = str(listener.address)
@@ -496,7 +519,7 @@ class ConnectionService(Service):
         self._watch()
 
     def _make_gate(self) -> Gate | None:
-        return None if rules_of(self.spec) == (Access(), None, ()) else Gate(self)
+        return None if rules_of(self.spec) == NO_RULES else Gate(self)
 
     # -- what spawners say
 
@@ -721,7 +744,7 @@ class ConnectionService(Service):
         return bool(self.connections)
 
     def has_guests(self) -> bool:
-        return self.gate is not None and bool(self.gate.clients)
+        return (self.gate is not None and bool(self.gate.clients)) or self.lingering > 0
 
     def close(self, *, remove_paths: bool = True) -> None:
         if self.pool is not None:
@@ -756,6 +779,13 @@ def peer_text(fd: int, host: str | int, raw: Any) -> str:
     if isinstance(host, int):
         return f"vsock:{host}:{raw[1]}"
     return f"[{host}]:{raw[1]}" if ":" in host else f"{host}:{raw[1]}"
+
+
+def local_of(fd: int) -> bytes:
+    """As Listener.local; of a TCP connection."""
+    with socket.socket(fileno=os.dup(fd)) as client:
+        host, port = client.getsockname()[:2]
+    return f"\0{host.removeprefix('::ffff:') if '.' in host else host}\0{port}".encode()
 
 
 def _unix_peer_text(fd: int) -> str:

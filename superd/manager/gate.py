@@ -1,9 +1,9 @@
-"""Between accept and hand-over: clients whose proxy must say who they are, that must be known by name, or must say
-something first; in this order.
+"""Between accept and hand-over: clients whose proxy must say who they are, that must be known by name, must say
+something first, or speak TLS; in this order.
 
 A client in here takes no place and starts no process. It counts for its source as soon as that is known: while its
 PROXY header is awaited it counts for nobody, or a proxy would soon be full of its own clients. Services without
-proxy_protocol, [access] and first_byte_timeout have no gate, and their connections never come here.
+proxy_protocol, [access], first_byte_timeout and tls have no gate, and their connections never come here.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from superd.system import sockets
 
 if TYPE_CHECKING:
     from superd.manager.activation import ConnectionService
+    from superd.manager.tls import Front, Session
 
 _CLIENTS = 1024  # at once in one gate; the next ones wait in the kernel's queue
 _HEADER_S = 5.0
@@ -47,12 +48,18 @@ class Held:
     source: str | None = None  # None: it does not count yet
     timer: Timer | None = None
     begun: bool = False  # its header
+    session: Session | None = None  # of TLS, from the first byte on
+    until: float = 0.0  # when its handshake must be done
 
 
 def rules_of(spec: ServiceSpec) -> tuple[Any, ...]:
     """What a gate goes by; where nothing of it is there, there is none."""
     proxied = tuple((s.address, s.proxy_protocol, s.proxy_trusted) for s in spec.sockets if s.proxy_protocol)
-    return spec.access, spec.limits.first_byte_timeout_s, proxied
+    secured = tuple((s.address, s.tls) for s in spec.sockets if s.tls)
+    return spec.access, spec.limits.first_byte_timeout_s, proxied, secured
+
+
+NO_RULES: tuple[Any, ...] = (Access(), None, (), ())
 
 
 class Gate:
@@ -67,9 +74,14 @@ class Gate:
         self.first_byte_s = spec.limits.first_byte_timeout_s
         self.header_s = min(_HEADER_S, self.first_byte_s or _HEADER_S)
         self._proxies: dict[tuple[AccessRule, ...], access.Door] = {}
+        self.front: Front | None = None
+        if any(one.tls for one in spec.sockets):
+            from superd.manager.tls import Front  # late: for those who have it
+
+            self.front = Front(self)
 
     def has_room(self) -> bool:
-        return len(self.clients) < _CLIENTS
+        return len(self.clients) + self.service.lingering < _CLIENTS
 
     def accept(self, listener: Listener) -> None:
         from superd.manager.activation import host_of  # it imports this module
@@ -175,11 +187,11 @@ class Gate:
             self._not_proxied(held, why)
 
     def _not_proxied(self, held: Held, why: str) -> None:
-        self._stop_waiting(held)
-        self._refuse(held, f"proxy_protocol: {why}")
+        self.stop_waiting(held)
+        self.refuse(held, f"proxy_protocol: {why}")
 
     def _go_on(self, held: Held) -> None:
-        self._stop_waiting(held)
+        self.stop_waiting(held)
         self.clients.remove(held)
         self._arrive(held)
         self._has_left()
@@ -203,29 +215,36 @@ class Gate:
         if decision.allowed:
             self._wait_for_first_byte(held)
         else:
-            self._refuse(held, f"access: {decision.reason}")
+            self.refuse(held, f"access: {decision.reason}")
 
     def _wait_for_first_byte(self, held: Held) -> None:
+        if held.session is not None or held.listener.spec.tls is not None:
+            return self._shake_hands(held)
         if self.first_byte_s is None:
-            return self._pass(held)
+            return self.let_pass(held)
         supervisor = self.service.supervisor
         supervisor.watch.add(held.fd, lambda _: self._first_byte(held))
 
         def too_late() -> None:
-            self._stop_waiting(held)
-            self._refuse(held, f"nothing came within first_byte_timeout = {self.first_byte_s:g} s")
+            self.stop_waiting(held)
+            self.refuse(held, f"nothing came within first_byte_timeout = {self.first_byte_s:g} s")
 
         held.timer = supervisor.timers.after(self.first_byte_s, too_late)
 
+    def _shake_hands(self, held: Held) -> None:
+        if self.front is None:  # there was one until a reload
+            return self.refuse(held, "tls: it is switched off")
+        self.front.take(held)
+
     def _first_byte(self, held: Held) -> None:
         """Something to read: a byte, or the end. The process gets either."""
-        self._stop_waiting(held)
-        self._pass(held)
+        self.stop_waiting(held)
+        self.let_pass(held)
 
-    def _pass(self, held: Held) -> None:
+    def let_pass(self, held: Held) -> None:
         service = self.service
         if service.admission.full and service.spec.limits.on_full == "refuse":
-            return self._refuse(held, "full")
+            return self.refuse(held, "full")
         self._passed.append(held)
         self.flush()
 
@@ -238,21 +257,21 @@ class Gate:
             self.service.gate_has_room()
         self.service.look_whether_drained()
 
-    def _refuse(self, held: Held, why: str) -> None:
+    def refuse(self, held: Held, why: str) -> None:
         self.clients.remove(held)
         if held.source is not None:
             self.service.admission.leave(held.source)
         self.service.refuse(held.fd, held.raw, why)
         self._has_left()
 
-    def _stop_waiting(self, held: Held) -> None:
+    def stop_waiting(self, held: Held) -> None:
         if held.timer is not None:
             held.timer.cancel()
             held.timer = None
             self.service.supervisor.watch.remove(held.fd)
 
     def _has_left(self) -> None:
-        if len(self.clients) == _CLIENTS - 1:
+        if len(self.clients) + self.service.lingering == _CLIENTS - 1:
             self.service.gate_has_room()
         self.service.look_whether_drained()
 
@@ -260,6 +279,8 @@ class Gate:
         """Take over the clients of the gate before a reload: they wait anew, or pass. Those that have passed stay so,
         and names are asked for by the new rules."""
         passed, clients = list(was._passed), list(was.clients)
+        if self.front is not None and was.front is not None:
+            self.front.follow(was.front)
         was.clients.clear()
         was._passed.clear()
         self.clients.update(clients)
@@ -267,7 +288,7 @@ class Gate:
         for held in clients:
             if held in passed:
                 continue
-            self._stop_waiting(held)
+            self.stop_waiting(held)
             if held.source is None:
                 self.clients.remove(held)
                 self._begin(held)
@@ -281,12 +302,12 @@ class Gate:
         elif decision.needs_names:
             self.service.supervisor.start_task(functools.partial(self._ask_for_names, held))
         else:
-            self._refuse(held, f"access: {decision.reason}")
+            self.refuse(held, f"access: {decision.reason}")
 
     def close(self) -> None:
         """Let everybody go."""
         for held in self.clients:
-            self._stop_waiting(held)
+            self.stop_waiting(held)
             if held.source is not None:
                 self.service.admission.leave(held.source)
             os.close(held.fd)

@@ -49,8 +49,9 @@ class Listener:
         return self.socket.fileno()
 
     def accept(self) -> tuple[int, Any]:
-        """fd and peer, without a socket object; OSError as accept(2)."""
-        fd, peer = self.socket._accept()  # type: ignore[attr-defined]
+        """fd and peer, as sockets.accept(); OSError as accept(2)."""
+        sock = self.socket
+        fd, peer = sock.take() if isinstance(sock, sockets.Inbox) else sockets.accept(sock)
         if self.spec.priority is not None:
             sockets.set_priority(fd, self.spec.priority)
         return fd, peer

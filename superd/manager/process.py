@@ -210,6 +210,8 @@ class ProcessService(Service):
         if self.state is State.DISABLED:
             return
         drained, self.draining = self.draining, False
+        if self.state is State.BACKOFF:
+            self.note = ""  # that it is tried again; how it ended stands below, in its status
         self.dispatch(Event.STOP)
         if drained:
             self._term()

@@ -11,9 +11,9 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -342,7 +342,15 @@ class Front(TaskService):
         self.error(f"{why}; client closed", connection=row.name, peer=row.peer)
 
 
-async def carry(client: trio.socket.SocketType, server: trio.socket.SocketType, over: trio.Event) -> None:
+class Sock(Protocol):
+    """What is carried between: a socket of trio's, or what looks like one and may take a while to say its end."""
+
+    def recv(self, size: int, /) -> Awaitable[bytes]: ...
+    def send(self, data: bytes | memoryview, /) -> Awaitable[int]: ...
+    def shutdown(self, how: int, /) -> Awaitable[None] | None: ...
+
+
+async def carry(client: Sock, server: Sock, over: trio.Event) -> None:
     """The bytes of both, until both have ended or one of them has gone.
 
     What has been read is sent before more is read, so one chunk for each direction is all that is ever held, and the
@@ -385,7 +393,7 @@ class _SinkGoneError(Exception):
     """The one who is sent to takes nothing any more."""
 
 
-async def _pass(source: trio.socket.SocketType, sink: trio.socket.SocketType) -> None:
+async def _pass(source: Sock, sink: Sock) -> None:
     """Raises OSError for the source."""
     while data := await source.recv(_CHUNK_BYTES):  # an idle connection holds no buffer
         try:
@@ -393,12 +401,13 @@ async def _pass(source: trio.socket.SocketType, sink: trio.socket.SocketType) ->
         except OSError:
             raise _SinkGoneError from None
     try:
-        sink.shutdown(socket.SHUT_WR)
+        if (said := sink.shutdown(socket.SHUT_WR)) is not None:
+            await said
     except OSError:
         raise _SinkGoneError from None
 
 
-async def _send(sock: trio.socket.SocketType, data: bytes) -> None:
+async def _send(sock: Sock, data: bytes) -> None:
     sent = await sock.send(data)
     if sent < len(data):
         with memoryview(data) as rest:
@@ -411,7 +420,7 @@ def _endpoints(conn: trio.socket.SocketType, raw: Any, local: bytes) -> tuple[En
     if type(raw) is not tuple or not isinstance(raw[0], str):
         return None, None
     if local:
-        host, port = local.decode().split("\0")[1:]
+        host, port = local.decode().split("\0")[1:3]
         return _endpoint(raw), _endpoint((host, int(port)))
     return _endpoint(raw), _endpoint(conn.getsockname())
 

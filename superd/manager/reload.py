@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import outcome
 import trio
 
+from superd.core.collision import collide
 from superd.core.diff import Entry, Plan, diff, is_same_socket, match_sockets
 from superd.core.kinds import NAME
 from superd.core.lifecycle import State
-from superd.core.schema import collide
 from superd.core.spec import SocketSpec
 from superd.manager import environment
 from superd.manager.configuration import Configuration, Reading, describe, unit_of
@@ -167,6 +167,13 @@ class Reloader:
             self._record(found, by)
             self.supervisor.end_of_turn()
             return found
+
+    async def look_again(self) -> None:
+        """Not at the files but at the machine: what was wrong with them may be right by now."""
+        async with self._lock:
+            found = self._settle(await self._read(frozenset(), look_again=True), strict=False)
+            if found.is_news:
+                self._record(found)
 
     async def _read(self, hints: Hints | None, *, look_again: bool) -> Reading:
         self._reading_since = trio.current_time()

@@ -89,14 +89,13 @@ class Spawner:
             raise
         self.queue.append((data, copies, copies))
 
-    def hand_over(self, data: bytes, fds: Sequence[int], given: Sequence[int]) -> None:
-        """send() that does not fail for want of an fd: those that are `given` are closed when it has been sent, and the
-        others stay open until then."""
+    def hand_over(self, data: bytes, fds: Sequence[int], given: Sequence[int]) -> bool:
+        """send() that does not fail for want of an fd. True: it has been sent, and all fds are still the caller's.
+        False: it is queued; those `given` are closed when it has been sent, and the others stay open until then."""
         if self._sent(data, fds):
-            for fd in given:
-                os.close(fd)
-        else:
-            self.queue.append((data, fds, list(given)))
+            return True
+        self.queue.append((data, fds, list(given)))
+        return False
 
     def _sent(self, data: bytes, fds: Sequence[int]) -> bool:
         """False: it has to be queued, and is tried again."""

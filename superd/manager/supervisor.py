@@ -126,7 +126,7 @@ class Supervisor:
         self._log_blocked = False
         self._nursery: trio.Nursery | None = None
         self._done = trio.Event()
-        self._ready_at = 0.0
+        self._broken_since = dict.fromkeys(snapshot.broken, time.monotonic())  # name -> when it was found to be wrong
         self._status_timer: Timer | None = None
         self.deposit_s = 0.0  # that the last deposit took
         keeper.handlers |= {
@@ -436,7 +436,6 @@ class Supervisor:
             self.log.message(text, level="notice")
         else:
             self.log.record("ready", ready)
-        self._ready_at = time.monotonic()
         self.keeper.send("up", form=self.form)
         self.tell_manager(f"READY=1\nSTATUS={ready}")
         self._start_pings()
@@ -485,6 +484,8 @@ class Supervisor:
     def take_snapshot(self, snapshot: Snapshot) -> None:
         """That is in force now; what has to be done for it is the reloader's to do, right after."""
         self.snapshot = snapshot
+        now = time.monotonic()
+        self._broken_since = {name: self._broken_since.get(name, now) for name in snapshot.broken}
         self.dependencies.replace(snapshot)
 
     def configure_log(self, daemon: DaemonSpec) -> None:
@@ -717,7 +718,9 @@ class Supervisor:
         found = [service.statistics() for service in self.services.values()]
         found += [service.statistics() for service in self.leaving if service.name not in self.services]
         found += [
-            Statistics(name, State.BAD_CONFIG.value, self._ready_at, None, 0, 0, 0, (), reason.splitlines()[0])
+            Statistics(
+                name, State.BAD_CONFIG.value, self._broken_since[name], None, 0, 0, 0, (), reason.splitlines()[0]
+            )
             for name, reason in self.snapshot.broken.items()
         ]
         # One of each name: those that leave may have been several of one.

@@ -18,7 +18,7 @@ import trio
 
 from superd.core import messages
 from superd.core.spec import ServiceSpec
-from superd.manager.activation import ConnectionService, Start, peer_text
+from superd.manager.activation import ConnectionService, Start, local_of, peer_text
 from superd.manager.listeners import Listener
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class TracedService(ConnectionService):
         number = start[1]
         text = peer_text(fd, host, raw)
         if listener.address.is_ip and local == listener.local:  # no PROXY header has said it
-            local = _local(fd)  # the spawner cannot ask the socket that it gets
+            local = local_of(fd)  # the spawner cannot ask the socket that it gets
         try:
             trace = Trace(self.supervisor, fd, listener.address.kind, functools.partial(self._say, number))
         except OSError as error:
@@ -114,16 +114,9 @@ class TracedService(ConnectionService):
             if trace := self.traces.get(connection):
                 with trio.move_on_after(_REST_S):
                     await trace.done.wait()
-            self.supervisor.served(status)
+            super(TracedService, self).served(connection, status)
 
         self.supervisor.start_task(wait)
-
-
-def _local(fd: int) -> bytes:
-    """As Listener.local."""
-    with socket.socket(fileno=os.dup(fd)) as client:
-        host, port = client.getsockname()[:2]
-    return f"\0{host.removeprefix('::ffff:') if '.' in host else host}\0{port}".encode()
 
 
 class Trace:

@@ -20,10 +20,11 @@ import trio.testing
 from forked import in_child
 
 from superd.core import varlink
+from superd.core.interface import INTERFACE, INTERFACES
 from superd.core.lifecycle import State
 from superd.core.spec import DaemonSpec, Ready, ServiceSpec, Snapshot
-from superd.manager import control
-from superd.manager.control import INTERFACE, METHODS, ControlServer, control_address
+from superd.manager import control, queries
+from superd.manager.control import METHODS, ControlServer, control_address
 from superd.manager.keeperlink import Inheritance
 from superd.manager.logs import Log, Sink
 from superd.manager.service import Statistics
@@ -142,6 +143,7 @@ class Supervisor:
         self.watch = Watch(self.guard, self.timers, self.end_of_turn)
         self.services: dict[str, Service] = {}
         self.stopping = False
+        self.leaving: list[Service] = []
         self.reloader = None
         self.caught: list[Exception] = []
 
@@ -288,7 +290,7 @@ def in_trio(test: Callable[[World], Awaitable[None]]) -> Callable[[Path], None]:
 
 
 def test_every_method_has_a_function_and_no_function_is_hidden() -> None:  # J1
-    shown = {f"{interface.name}.{name}" for interface in control._INTERFACES.values() for name in interface.methods}
+    shown = {f"{interface.name}.{name}" for interface in INTERFACES.values() for name in interface.methods}
     assert set(METHODS) == shown
 
 
@@ -904,18 +906,18 @@ async def test_a_long_log_comes_in_pieces(world: World) -> None:
 
 def test_a_slow_reader_loses_the_oldest_lines_and_is_told() -> None:  # J5
     async def main() -> None:
-        feed = control._Feed([])
+        feed = queries._Feed([])
         log = Log(Sink(-1))
         log.subscribe(feed.add)
-        for number in range(control._FEED_RECORDS + 7):
+        for number in range(queries._FEED_RECORDS + 7):
             log.message(str(number))
         first = feed.take(1000)
         assert first["lost"] == 7 and first["records"][0]["message"] == "7"
         rest = feed.take(None)
-        assert rest["lost"] == 0 and rest["records"][-1]["message"] == str(control._FEED_RECORDS + 6)
+        assert rest["lost"] == 0 and rest["records"][-1]["message"] == str(queries._FEED_RECORDS + 6)
         assert not feed.has_more()
         for _ in range(3):
-            log.message("x" * control._FEED_BYTES)
+            log.message("x" * queries._FEED_BYTES)
         assert feed.take(None)["lost"] >= 2
 
     trio.run(main)
