@@ -103,8 +103,7 @@ def _known(word: str) -> Iterator[Row]:
 
 def _everything() -> Iterator[Row]:
     for key in KEYS:
-        if key.supported:
-            yield {"what": "key", "name": _full_name(key), "text": key.sentence}
+        yield {"what": "key", "name": _full_name(key), "text": key.sentence}
     for what, table in (("state", explanations.STATES), ("error", explanations.PROBLEMS)):
         yield from ({"what": what, "name": name, "text": text} for name, text in table.items())
     for status, text in explanations.EXIT_STATUSES.items():
@@ -120,11 +119,9 @@ def _key(key: Key) -> Row:
 
     from superd.core.key_texts import example_of, forms_of, text_of
 
-    row: Row = {"what": "key", "name": _full_name(key), "table": key.table, "supported": key.supported}
+    row: Row = {"what": "key", "name": _full_name(key), "table": key.table}
     text = text_of(key)
     row["text"] = key.sentence if text == key.sentence or not text else f"{key.sentence}\n{text}"
-    if not key.supported:
-        row["text"] += "\nIt is not supported yet."
     row["takes"] = forms_of(key)
     row["default"] = (
         '"off"' if key.default is None and key.off else None if key.default is None else json.dumps(key.default)
@@ -142,7 +139,7 @@ def _stands(key: Key) -> str:
         return "superd.toml"
     if key.table == "service":
         return "a service's file, above its tables; [defaults] of superd.toml"
-    header = "[[socket]]" if key.table == "socket" else "keep_alive" if key.table == "keep_alive" else f"[{key.table}]"
+    header = {"socket": "[[socket]]", "keep_alive": "keep_alive", "tls": "tls"}.get(key.table, f"[{key.table}]")
     return f"{header} of a service's file"
 
 
@@ -246,7 +243,7 @@ def _holders(addresses: list[Address], options: argparse.Namespace, connect: Cal
 
 
 def _is_same(listen: Address, address: Address) -> bool:
-    from superd.core.schema import collide
+    from superd.core.collision import collide
     from superd.core.spec import SocketSpec
 
     return collide(SocketSpec(listen, ""), SocketSpec(address, ""))

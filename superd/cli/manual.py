@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from textwrap import wrap
 
 from superd.core.key_texts import HEADINGS, TEXTS
@@ -31,14 +30,12 @@ def key_sections() -> str:
     """The part between the marks."""
     lines = [".Sh SERVICE"]
     for table, (heading, intro) in HEADINGS.items():
-        rows = list(_rows(table))
-        if not rows or not _is_supported(table):
-            continue
         if table == "superd":
             lines.append(".Sh DAEMON")
         lines += [f".Ss {heading}", *mdoc(intro), ".Bl -tag -width Ds"]
-        for keys, text in rows:
-            lines += [f".It {' , '.join(map(_item, keys))}", *mdoc(text)]
+        for names, text in TEXTS[table]:
+            items = (_item(BY_TABLE[table][name]) for name in names.split())
+            lines += [f".It {' , '.join(items)}", *mdoc(text)]
         lines.append(".El")
     lines += [".Ss The [defaults] table", *mdoc(
         "Any key or table of a service, for all services that do not say otherwise. A key that means nothing to a kind "
@@ -54,17 +51,6 @@ def rewritten(page: str) -> str:
     if not begin or not end:
         raise ValueError("the two marks are not in the page")
     return before + BEGIN + key_sections() + END + after
-
-
-def _is_supported(table: str) -> bool:
-    home = BY_TABLE["service"].get(table)
-    return home is None or home.supported
-
-
-def _rows(table: str) -> Iterator[tuple[list[Key], str]]:
-    for names, text in TEXTS[table]:
-        if keys := [key for name in names.split() if (key := BY_TABLE[table][name]).supported]:
-            yield keys, text
 
 
 def _item(key: Key) -> str:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # A key that stands in several tables is that of the first one; TABLE.KEY names any.
 _TABLES = (
-    "service", "limits", "socket", "scheduling", "sandbox", "health", "access", "cgroup", "proxy", "rlimit",
+    "service", "limits", "socket", "scheduling", "sandbox", "health", "access", "cgroup", "proxy", "tls",
+    "rlimit",
 )  # fmt: skip
 _TAKEN = ("listen", "command", "socket", "config", "json", "timeout", "quiet", "help")  # options of their own
 _OFFERED = (
@@ -50,9 +51,8 @@ def key_options() -> list[tuple[list[str], Key]]:
     found = []
     seen = set(_TAKEN)
     for table in _TABLES:
-        home = BY_TABLE["service"].get(table)
         for name, key in BY_TABLE[table].items():
-            if not key.supported or key.kind in ("table", "tables") or (home is not None and not home.supported):
+            if key.kind in ("table", "tables", "tls", "names"):
                 continue
             if (table, name) in (("service", "listen"), ("service", "command"), ("socket", "listen")):
                 continue
@@ -146,10 +146,12 @@ def file_text(options: argparse.Namespace) -> str:
     }
     tables: dict[str, list[str]] = {}
     for (table, name), value in given.items():
-        if table not in ("service", "socket"):
+        if table not in ("service", "socket", "tls"):
             tables.setdefault(table, []).append(_line(name, value))
     top = [_line(name, value) for (table, name), value in given.items() if table == "service" and name != "environment"]
     sockets = [_line(name, value) for (table, name), value in given.items() if table == "socket"]
+    if tls := {name: value for (table, name), value in given.items() if table == "tls"}:
+        sockets.append(_line("tls", tls))
     lines = [f"#:schema {_schema()}", *_comment(options), ""]
     lines += _offer("service", given)
     if options.listen and not sockets:
@@ -197,7 +199,7 @@ def _schema() -> str:
 
 _LISTS = (
     "choices", "groups", "paths", "variables", "instances", "services", "multicast", "statuses", "cpus", "strings",
-    "networks", "hours",
+    "networks", "hours", "protocols",
 )  # fmt: skip
 _NUMBERS = ("int", "limit", "number", "size", "user", "group", "groups", "statuses", "cpus", "rlimit")
 

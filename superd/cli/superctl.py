@@ -7,364 +7,47 @@ imported by them.
 from __future__ import annotations
 
 import os
-import socket
-import struct
 import sys
 import time
 
 from superd import __version__
+from superd.cli.client import Control
 from superd.cli.failure import (
     CONFIG,
     FAILED,
-    NO_SUCH_SERVICE,
-    NOT_PERMITTED,
     NOT_RUNNING,
     OK,
-    TIMED_OUT,
     UNREACHABLE,
     USAGE,
     Failure,
 )
-from superd.core import varlink
+from superd.cli.output import (
+    STATE_COLOURS,
+    age,
+    clean,
+    colours,
+    complain,
+    cut,
+    is_terminal,
+    paint,
+    print_json,
+    print_records,
+    say,
+    table,
+    terminal_columns,
+    to_record,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing takes 3 ms
     import argparse
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any, NoReturn
-
-    from superd.core.records import Record
 
     Row = dict[str, Any]
 
-_PREFIX = "io.superd.Control."
 _ANSWER_S = 10.0  # for what superd answers at once, when no --timeout is given
-_TEXT_MIN = 12  # a column of text is not made narrower than this
-_PROGRESS_S = 0.2
 _TAKE_OVER_S = 60.0  # for another version to come up
-_NOTE_MIN = 24  # a note that would get less room than this gets a line of its own
-
-
-# --- talking to superd
-
-
-class Control:
-    """A connection to superd. address: what -s says, None for the default; timeout_s: for everything together."""
-
-    def __init__(self, address: str | None, timeout_s: float | None) -> None:
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._timeout_s = timeout_s
-        self._splitter = varlink.Splitter(varlink.MAX_REPLY_BYTES)
-        self._replies: list[bytes] = []
-        chosen = address or os.environ.get("SUPERD_SOCKET")
-        self._by_default = not chosen
-        self.waiting: Callable[[], None] | None = None  # called now and then while an answer is waited for
-        try:
-            self.path = varlink.socket_path(chosen or varlink.default_socket(os.environ, os.geteuid()))
-        except ValueError as error:
-            raise Failure(USAGE, f"cannot use the control socket {chosen!r}: {error}") from None
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._connect()
-            if address is None:
-                self._check_owner()
-        except Failure:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _connect(self) -> None:
-        if self._timeout_s is not None:
-            # Of a UNIX socket, connect(2) waits for room in the queue; non-blocking it would fail at once.
-            whole = int(self._timeout_s)
-            timeval = struct.pack("@ll", whole, int((self._timeout_s - whole) * 1e6) or 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-        try:
-            self._socket.connect("\0" + self.path[1:] if self.path.startswith("@") else self.path)
-        except BlockingIOError:
-            raise self._too_slow() from None
-        except PermissionError:
-            raise Failure(
-                NOT_PERMITTED,
-                f"cannot reach superd at {self.path}: permission denied; root and the user that superd runs as may "
-                "use it, and whom control_group and control_admins name, superd.toml(5)",
-            ) from None
-        except OSError as error:
-            raise Failure(UNREACHABLE, f"cannot reach superd at {self.path}: {self._why(error)}") from None
-
-    def _why(self, error: OSError) -> str:
-        if isinstance(error, ConnectionRefusedError):
-            return "nobody listens there: superd is not running"
-        if not isinstance(error, FileNotFoundError):
-            return (error.strerror or str(error)).lower()
-        roots = varlink.default_socket({}, 0)
-        if self._by_default and self.path != roots and os.path.exists(roots):
-            return f"no such file; there is {roots}, which is root's superd (`superctl -s {roots}`, as root)"
-        return "no such file; superd is not running, or has another socket (-s SOCKET, $SUPERD_SOCKET)"
-
-    def _check_owner(self) -> None:
-        """Whoever listens at a path that nobody named could be anybody (unix(7), SO_PEERCRED)."""
-        raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        uid = int.from_bytes(raw[4:8], sys.byteorder)
-        if uid not in (0, os.geteuid()):
-            raise Failure(
-                NOT_PERMITTED, f"will not talk to {self.path}: uid {uid} listens there (-s names it if it is meant)"
-            )
-
-    def call(self, method: str, **parameters: Any) -> Row:
-        """The reply. Raises Failure for an error."""
-        self._send(varlink.pack_call(_PREFIX + method, _given(parameters)))
-        return self._receive()[0]
-
-    def version(self) -> str:
-        """Of the superd that answers."""
-        self._send(varlink.pack_call(f"{varlink.SERVICE}.GetInfo", {}))
-        return str(self._receive()[0].get("version"))
-
-    def stream(self, method: str, **parameters: Any) -> Iterator[Row]:
-        self._send(varlink.pack_call(_PREFIX + method, _given(parameters), more=True))
-        more = True
-        while more:
-            reply, more = self._receive()
-            yield reply
-
-    def wait_closed(self) -> None:
-        """Until superd closes the connection."""
-        while self._read():
-            pass
-
-    def _send(self, data: bytes) -> None:
-        try:
-            while data:
-                data = data[self._socket.send(data, socket.MSG_NOSIGNAL) :]
-        except BlockingIOError:
-            raise self._too_slow() from None
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # refused; why is there to be read
-
-    def _receive(self) -> tuple[Row, bool]:
-        try:
-            while not self._replies:
-                data = self._read()
-                if not data:
-                    raise Failure(UNREACHABLE, "superd closed the connection without an answer; its log may say why")
-                self._replies += self._splitter.feed(data)
-            reply = varlink.parse_reply(self._replies.pop(0))
-        except varlink.ProtocolError as error:
-            raise Failure(UNREACHABLE, f"cannot understand what answers at {self.path}: {error}") from None
-        if reply.error is not None:
-            raise _explain(reply.error, reply.parameters)
-        return reply.parameters, reply.continues
-
-    def _read(self) -> bytes:
-        while self.waiting is not None and not self._is_readable(_PROGRESS_S):
-            self.waiting()
-        if self._deadline is not None:
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                raise self._too_slow()
-            self._socket.settimeout(left)
-        try:
-            return self._socket.recv(1 << 16)
-        except TimeoutError:
-            raise self._too_slow() from None
-        except ConnectionResetError:
-            return b""
-
-    def _is_readable(self, wait_s: float) -> bool:
-        """Also when the time for everything is over."""
-        import select
-
-        if self._deadline is not None:
-            left = self._deadline - time.monotonic()
-            if left <= 0:
-                return True
-            wait_s = min(wait_s, left)
-        return bool(select.select([self._socket], [], [], wait_s)[0])
-
-    def _too_slow(self) -> Failure:
-        return Failure(TIMED_OUT, f"no answer within {self._timeout_s:g} s; superd goes on with what it was asked for")
-
-
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}
-
-
-def _explain(error: str, parameters: Row) -> Failure:
-    name = error.rpartition(".")[2]
-    if name == "NoSuchService":
-        similar = parameters.get("similar") or []
-        hint = f"; did you mean '{similar[0]}'?" if similar else "; `superctl list` shows them"
-        return Failure(NO_SUCH_SERVICE, f"there is no service '{parameters.get('name')}'{hint}")
-    if name == "PermissionDenied":
-        return Failure(
-            NOT_PERMITTED, "not permitted; root, the user that superd runs as and control_admins may do that"
-        )
-    if name == "TooManyClients":
-        return Failure(UNREACHABLE, f"superd has {parameters.get('limit')} superctl already; try again later")
-    if name == "InvalidParameter":
-        which = str(parameters.get("parameter"))
-        right = {"signal": "a name, as TERM or SIGUSR1", "address": "an IP address, or user:NAME"}.get(which)
-        return Failure(USAGE, f"superd does not take this value of '{which}'" + (f": write {right}" if right else ""))
-    if name in ("MethodNotFound", "InterfaceNotFound", "MethodNotImplemented"):
-        return Failure(UNREACHABLE, f"this superd is of another version than superctl {__version__}: {name}")
-    return Failure(FAILED, f"superd answers {name}: {parameters.get('reason', '')}")
-
-
-# --- output
-
-
-def _is_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def _colours() -> bool:
-    return _is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
-
-
-_GREEN, _YELLOW, _RED, _DIM = "32", "33", "31", "2"
-_STATE_COLOURS = {
-    "ready": _GREEN, "listening": _GREEN, "idle": _GREEN, "done": _GREEN, "failed": _RED, "bad config": _RED,
-    "backoff": _YELLOW, "starting": _YELLOW, "stopping": _YELLOW, "stopped": _DIM, "disabled": _DIM,
-}  # fmt: skip
-
-
-def _paint(text: str, colour: str | None) -> str:
-    return f"\x1b[{colour}m{text}\x1b[0m" if colour and _colours() else text
-
-
-def _clean(text: object) -> str:
-    """What others wrote, without anything that steers a terminal (J11). One line."""
-    plain = str(text)
-    if plain.isprintable():
-        return plain
-    from superd.core.records import escape
-
-    return escape(plain).replace("\t", " ")
-
-
-def _age(seconds: float) -> str:
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
-def _columns() -> int | None:
-    """The width of the terminal; None: there is none, and nothing is cut."""
-    if not _is_terminal():
-        return None
-    try:
-        return max(os.get_terminal_size(sys.stdout.fileno()).columns, 40)
-    except (OSError, ValueError):
-        return 80
-
-
-def _cut(text: str, width: int | None) -> str:
-    return text if width is None or len(text) <= width else text[: max(width - 1, 0)] + "…"
-
-
-def _shorten(text: str, width: int) -> str:
-    """Without its middle: of names and addresses the end tells more than the middle."""
-    return text if len(text) <= width else f"{text[: width - width // 2 - 1]}…{text[len(text) - width // 2 :]}"
-
-
-def _squeeze(widths: list[int], numbers: set[int], cells: Sequence[Sequence[str]], room: int) -> None:
-    """Make columns narrower until all have room: of numbers first what only their head needs, then the widest text."""
-    for at in sorted(numbers, key=lambda at: -widths[at]):
-        needed = max(4, *(len(row[at]) for row in cells))
-        widths[at] -= min(max(sum(widths) - room, 0), max(widths[at] - needed, 0))
-    texts = [at for at in range(len(widths)) if at not in numbers]
-    while sum(widths) > room:
-        at = max(texts, key=lambda at: widths[at])
-        if widths[at] <= _TEXT_MIN:
-            return
-        widths[at] -= 1
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Iterator[str]:
-    """Lines of columns. The last column is for prose: cut at the terminal's width, and below its row when there is
-    little room beside it."""
-    columns = _columns()
-    cells = [[_clean(cell) for cell in row] for row in rows]
-    if not any(row[-1] for row in cells):
-        head, cells = head[:-1], [row[:-1] for row in cells]
-        prose = False
-    else:
-        prose = True
-    fixed = len(head) - prose
-    widths = [max(len(head[at]), *(len(row[at]) for row in cells), 0) for at in range(fixed)]
-    numbers = {at for at, name in enumerate(head) if name in right}
-    if columns is not None:
-        _squeeze(widths, numbers, cells, columns - 2 * (fixed - 1))
-        cells = [[*map(_shorten, row, widths), *row[fixed:]] for row in cells]
-        head = [*map(_cut, head, widths), *head[fixed:]]
-    room = None if columns is None else columns - sum(widths) - 2 * fixed
-    below = prose and room is not None and room < _NOTE_MIN and any(len(row[-1]) > room for row in cells)
-
-    def line(row: Sequence[str], *, colour: bool) -> str:
-        parts = [
-            cell.rjust(width) if at in numbers else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=False))
-        ]
-        if prose and not below:
-            parts.append(_cut(row[-1], room))
-        text = _cut("  ".join(parts).rstrip(), columns)
-        if colour and "state" in head:
-            at = list(head).index("state")
-            start = sum(widths[:at]) + 2 * at
-            word = text[start : start + len(row[at])]
-            text = text[:start] + _paint(word, _STATE_COLOURS.get(word)) + text[start + len(word) :]
-        return text
-
-    yield _paint(line([*head[:-1], ""] if below else head, colour=False), _DIM)
-    for row in cells:
-        yield line(row, colour=True)
-        if below and row[-1]:
-            yield _cut(f"    {row[-1]}", columns)
-
-
-def _say(options: argparse.Namespace, lines: Iterable[str]) -> None:
-    if not options.quiet:
-        for line in lines:
-            print(line)
-
-
-def _json(options: argparse.Namespace, value: Any) -> bool:
-    """Print it as JSON if that is wanted."""
-    if options.json and not options.quiet:
-        import json
-
-        print(json.dumps(value, indent=2))
-    return bool(options.json)
-
-
-def _complain(text: str) -> None:
-    print(f"superctl: {_clean(text)}", file=sys.stderr)
-
-
-def _record(row: Row) -> Record:
-    from superd.core.records import Record
-
-    return Record(
-        row["number"], row["time"], row["level"], row["service"], row["event"], row["connection"], row["pid"],
-        row["peer"], row["message"], row["fields"],
-    )  # fmt: skip
-
-
-def _print_records(options: argparse.Namespace, rows: Iterable[Row]) -> None:
-    from superd.core import records
-
-    style = records.format_json if options.json else records.format_text_colour if _colours() else records.format_text
-    for row in rows:
-        print(style(*_record(row)[1:]))
-    sys.stdout.flush()  # a line that happened is a line that can be read
 
 
 # --- commands. Each returns the exit status.
@@ -373,7 +56,7 @@ def _print_records(options: argparse.Namespace, rows: Iterable[Row]) -> None:
 def _list(options: argparse.Namespace, control: Control) -> int:
     if options.sockets:
         rows = control.call("Sockets")["sockets"]
-        if not _json(options, rows):
+        if not print_json(options, rows):
             cells = [
                 [
                     row["service"], row["address"], row["kind"], row["name"], "-" if row["queue"] is None else
@@ -383,32 +66,32 @@ def _list(options: argparse.Namespace, control: Control) -> int:
                 for row in rows
             ]  # fmt: skip
             sockets_head = ("service", "listen", "kind", "name", "queue", "is", "note")
-            _say(options, table(sockets_head, cells, right=("queue",)))
+            say(options, table(sockets_head, cells, right=("queue",)))
         return OK
     rows = control.call("List")["services"]
     if options.names:
         names = [row["name"] for row in rows]
-        if not _json(options, names):
-            _say(options, names)
+        if not print_json(options, names):
+            say(options, names)
         return OK
-    if _json(options, rows):
+    if print_json(options, rows):
         return OK
     if not rows:
-        _say(options, ["no services; put files into conf.d, see superd.toml(5)"])
+        say(options, ["no services; put files into conf.d, see superd.toml(5)"])
         return OK
-    narrow = (_columns() or 999) < 120
+    narrow = (terminal_columns() or 999) < 120
     cells = []
     for row in rows:
         listen = row["listen"]
         text = f"{listen[0]} +{len(listen) - 1}" if narrow and len(listen) > 1 else " ".join(listen)
         cells.append(
             [
-                row["name"], row["state"], _age(row["for"]), str(row["pid"] or "-"), str(row["now"]), str(row["total"]),
+                row["name"], row["state"], age(row["for"]), str(row["pid"] or "-"), str(row["now"]), str(row["total"]),
                 str(row["restarts"]), text, row["note"],
             ]
         )  # fmt: skip
     head = ("service", "state", "for", "pid", "now", "total", "restarts", "listen", "note")
-    _say(options, table(head, cells, right=("for", "pid", "now", "total", "restarts")))
+    say(options, table(head, cells, right=("for", "pid", "now", "total", "restarts")))
     return OK
 
 
@@ -421,9 +104,9 @@ def _status(options: argparse.Namespace, control: Control) -> int:
         read = top.reader()
         for one in processes:
             one["memory"], one["cpu"] = read(one["pid"]) or (None, None)
-    if not _json(options, found):
+    if not print_json(options, found):
         for at, details in enumerate(found):
-            _say(options, [*([""] if at else []), *_describe(details)])
+            say(options, [*([""] if at else []), *_describe(details)])
     return OK
 
 
@@ -434,16 +117,16 @@ def _describe(details: Row) -> Iterator[str]:
     from superd.core import records
 
     row = details["service"]
-    columns = _columns()
-    state = _paint(row["state"], _STATE_COLOURS.get(row["state"]))
+    columns = terminal_columns()
+    state = paint(row["state"], STATE_COLOURS.get(row["state"]))
     counts = f"{row['now']} now, {row['total']} in all, {row['restarts']} restarts"
     refused = f", {details['refused']} refused" if details["refused"] else ""
-    yield f"{_clean(row['name'])}: {state} for {_age(row['for'])}, {counts}{refused}"
+    yield f"{clean(row['name'])}: {state} for {age(row['for'])}, {counts}{refused}"
 
     took = "" if details["took"] is None else f", after {records.format_duration(details['took'])}"
 
     def line(title: str, text: str) -> str:
-        return _cut(f"  {title:<9} {_clean(text)}", columns)
+        return cut(f"  {title:<9} {clean(text)}", columns)
 
     for title, text in (
         ("", details["description"]), ("file", details["file"]),
@@ -458,7 +141,7 @@ def _describe(details: Row) -> Iterator[str]:
         if text:
             yield line(title, text)
     for at, text in enumerate(row["note"].splitlines()):
-        yield f"  {'' if at else 'note':<9} {_clean(text)}"
+        yield f"  {'' if at else 'note':<9} {clean(text)}"
     for one in details["sockets"]:
         queue = "" if one["queue"] is None else f", {one['queue']} of {one['room']} waiting"
         yield line("listen", f"{one['address']} ({one['name']}{queue})" + (": paused" if one["paused"] else "") +
@@ -466,13 +149,13 @@ def _describe(details: Row) -> Iterator[str]:
     for one in details["processes"]:
         peer = "" if one["connection"] is None else f", {one['peer']} (#{one['connection']})"
         used = "" if one["memory"] is None else f", {size(one['memory'])} of memory, {seconds(one['cpu'])} of CPU"
-        yield line("process", f"{one['pid']}{peer}, for {_age(one['for'])}{used}")
+        yield line("process", f"{one['pid']}{peer}, for {age(one['for'])}{used}")
     for text in details["endings"]:
         yield line("ended", text)
     if details["records"]:
         yield "  log"
         for record in details["records"]:
-            yield _cut(f"    {records.format_text(*_record(record)[1:])}", columns)
+            yield cut(f"    {records.format_text(*to_record(record)[1:])}", columns)
 
 
 def _logs(options: argparse.Namespace, control: Control) -> int:
@@ -486,19 +169,19 @@ def _events(options: argparse.Namespace, control: Control) -> int:
 def _follow(options: argparse.Namespace, control: Control, method: str) -> int:
     for reply in control.stream(method, names=options.names or None, count=options.count, follow=options.follow):
         if reply["lost"]:
-            _complain(f"{reply['lost']} lines lost: they were not read fast enough")
+            complain(f"{reply['lost']} lines lost: they were not read fast enough")
         if not options.quiet:
-            _print_records(options, reply["records"])
+            print_records(options, reply["records"])
     return OK
 
 
 def _connections(options: argparse.Namespace, control: Control) -> int:
     rows = control.call("Connections", names=options.names or None)["connections"]
-    if not _json(options, rows):
+    if not print_json(options, rows):
         cells = [
-            [row["connection"], row["service"], str(row["pid"] or "-"), _age(row["for"]), row["peer"]] for row in rows
+            [row["connection"], row["service"], str(row["pid"] or "-"), age(row["for"]), row["peer"]] for row in rows
         ]
-        _say(options, table(("id", "service", "pid", "age", "peer"), cells, right=("pid", "age")))
+        say(options, table(("id", "service", "pid", "age", "peer"), cells, right=("pid", "age")))
     return OK
 
 
@@ -527,14 +210,14 @@ def _resume(options: argparse.Namespace, control: Control) -> int:
 
 
 def _pausing(options: argparse.Namespace, results: list[Row], verb: str, what: str) -> int:
-    _json(options, results)
+    print_json(options, results)
     for row in results:
         if not row["ok"]:
-            _complain(f"cannot {verb} {row['name']}: {row['note']}")
+            complain(f"cannot {verb} {row['name']}: {row['note']}")
         elif not options.json:
             goes_on = f"; pid {row['pid']} has its sockets and goes on" if verb == "pause" and row["pid"] else ""
             already = "" if row["changed"] else "already "
-            _say(options, [f"{_clean(row['name'])}: {already}{what}, {row['state']}{goes_on}"])
+            say(options, [f"{clean(row['name'])}: {already}{what}, {row['state']}{goes_on}"])
     return OK if all(row["ok"] for row in results) else FAILED
 
 
@@ -566,8 +249,8 @@ class _Progress:
         except Failure:
             return  # the order itself will tell
         words = [f"{row['name']}: {row['state']}" + (f", {row['now']} now" if row["now"] else "") for row in rows]
-        text = _clean(f"{_age(time.monotonic() - self._began)}  {'; '.join(words)}")
-        sys.stderr.write(f"\r{_cut(text, (_columns() or 80) - 1)}\x1b[K")
+        text = clean(f"{age(time.monotonic() - self._began)}  {'; '.join(words)}")
+        sys.stderr.write(f"\r{cut(text, (terminal_columns() or 80) - 1)}\x1b[K")
         sys.stderr.flush()
 
     def __exit__(self, *_: object) -> None:
@@ -579,34 +262,34 @@ class _Progress:
 
 
 def _show_results(options: argparse.Namespace, results: list[Row], cannot: str) -> int:
-    _json(options, results)
+    print_json(options, results)
     for row in results:
         if not row["ok"]:
             note = row["note"] or f"is {row['state']}"
-            _complain(f"{cannot} {row['name']}: {note}")
+            complain(f"{cannot} {row['name']}: {note}")
             if row["records"] and not options.json:
                 from superd.core import records
 
                 for record in row["records"]:
-                    print(f"  {records.format_text(*_record(record)[1:])}", file=sys.stderr)
+                    print(f"  {records.format_text(*to_record(record)[1:])}", file=sys.stderr)
             if not options.json and not options.quiet:
-                print(f"  `superctl status {_clean(row['name'])}` says more", file=sys.stderr)
+                print(f"  `superctl status {clean(row['name'])}` says more", file=sys.stderr)
         elif not options.json:
             pid = f", pid {row['pid']}" if row["pid"] else ""
             took = f" ({row['took']:.2f} s)" if row["changed"] and row["took"] >= 0.1 else ""
             already = "" if row["changed"] else "already "
-            _say(options, [f"{_clean(row['name'])}: {already}{row['state']}{pid}{took}"])
+            say(options, [f"{clean(row['name'])}: {already}{row['state']}{pid}{took}"])
     return OK if all(row["ok"] for row in results) else FAILED
 
 
 def _kill(options: argparse.Namespace, control: Control) -> int:
     results = control.call("Kill", names=options.names, signal=options.signal)["results"]
-    _json(options, results)
+    print_json(options, results)
     for row in results:
         if not row["ok"]:
-            _complain(f"cannot signal {row['name']}: {row['note']}")
+            complain(f"cannot signal {row['name']}: {row['note']}")
         elif not options.json:
-            _say(options, [f"{_clean(row['name'])}: sent {options.signal} to pid {row['pid']}"])
+            say(options, [f"{clean(row['name'])}: sent {options.signal} to pid {row['pid']}"])
     return OK if all(row["ok"] for row in results) else NOT_RUNNING
 
 
@@ -620,13 +303,13 @@ def _reload_service(options: argparse.Namespace, control: Control) -> int:
 
 def _wait(options: argparse.Namespace, control: Control) -> int:
     results = control.call("Wait", names=options.names, **{"for": options.condition})["results"]
-    _json(options, results)
+    print_json(options, results)
     for row in results:
         if not row["ok"]:
             note = f": {row['note']}" if row["note"] else ""
-            _complain(f"{row['name']} will not become {options.condition} by itself: it is {row['state']}{note}")
+            complain(f"{row['name']} will not become {options.condition} by itself: it is {row['state']}{note}")
         elif not options.json:
-            _say(options, [f"{_clean(row['name'])}: {row['state']}"])
+            say(options, [f"{clean(row['name'])}: {row['state']}"])
     return OK if all(row["ok"] for row in results) else FAILED
 
 
@@ -635,8 +318,8 @@ def _is(what: str) -> Callable[[argparse.Namespace, Control], int]:
         reply = control.call("Is", names=options.names, what=what)
         yes = set(reply["yes"])
         names = list(dict.fromkeys(options.names))
-        if not _json(options, [{"name": name, what: name in yes} for name in names]):
-            _say(options, [f"{_clean(name)}: {'' if name in yes else 'not '}{what}" for name in names])
+        if not print_json(options, [{"name": name, what: name in yes} for name in names]):
+            say(options, [f"{clean(name)}: {'' if name in yes else 'not '}{what}" for name in names])
         return NOT_RUNNING if reply["no"] else OK
 
     return run
@@ -644,22 +327,22 @@ def _is(what: str) -> Callable[[argparse.Namespace, Control], int]:
 
 def _access(options: argparse.Namespace, control: Control) -> int:
     reply = control.call("Access", name=options.name, address=options.address)
-    if not _json(options, {"name": options.name, "address": options.address, **reply}):
-        _say(options, [_clean(f"{'yes' if reply['allowed'] else 'no'}: {reply['reason']}")])
+    if not print_json(options, {"name": options.name, "address": options.address, **reply}):
+        say(options, [clean(f"{'yes' if reply['allowed'] else 'no'}: {reply['reason']}")])
     return OK if reply["allowed"] else FAILED
 
 
 def _health(options: argparse.Namespace, control: Control) -> int:
     reply = control.call("Health")
     well = reply["live"] if options.live else reply["ready"]
-    if not _json(options, reply):
-        _say(options, ["live" if options.live else "ready"] if well else [_clean(text) for text in reply["problems"]])
+    if not print_json(options, reply):
+        say(options, ["live" if options.live else "ready"] if well else [clean(text) for text in reply["problems"]])
     return OK if well else FAILED
 
 
 def _reload(options: argparse.Namespace, control: Control) -> int:
     reply = control.call("Reload", dry_run=options.dry_run or None, strict=options.strict or None)
-    if not _json(options, reply):
+    if not print_json(options, reply):
         _show_plan(options, reply)
     if reply["problems"]:
         return CONFIG
@@ -668,7 +351,7 @@ def _reload(options: argparse.Namespace, control: Control) -> int:
 
 def _diff(options: argparse.Namespace, control: Control) -> int:
     reply = control.call("Diff")
-    if not _json(options, reply):
+    if not print_json(options, reply):
         _show_plan(options, reply)
     if reply["problems"]:
         return CONFIG
@@ -677,22 +360,22 @@ def _diff(options: argparse.Namespace, control: Control) -> int:
 
 def _show_plan(options: argparse.Namespace, reply: Row) -> None:
     for text in reply["problems"]:
-        print(_clean(text), file=sys.stderr)
+        print(clean(text), file=sys.stderr)
     for row in reply["entries"]:
         keys = f" ({', '.join(row['keys'])} changed)" if row["keys"] else ""
-        _say(options, [f"{_clean(row['name'])}: {row['action']}{_clean(keys)}"])
+        say(options, [f"{clean(row['name'])}: {row['action']}{clean(keys)}"])
         if row["why"]:
-            _complain(f"cannot reload {row['name']}: {row['why']}; what ran before goes on")
+            complain(f"cannot reload {row['name']}: {row['why']}; what ran before goes on")
     if reply["daemon"]:
-        _say(options, [f"superd.toml: in place ({', '.join(reply['daemon'])} changed)"])
+        say(options, [f"superd.toml: in place ({', '.join(reply['daemon'])} changed)"])
     if not reply["entries"] and not reply["daemon"]:
-        _say(options, ["nothing has changed"])
+        say(options, ["nothing has changed"])
 
 
 def _metrics(options: argparse.Namespace, control: Control) -> int:
     text = control.call("Metrics")["text"]
-    if not _json(options, {"text": text}):
-        _say(options, text.splitlines())
+    if not print_json(options, {"text": text}):
+        say(options, text.splitlines())
     return OK
 
 
@@ -700,8 +383,8 @@ def _top(options: argparse.Namespace, control: Control) -> int:
     from superd.cli import top
 
     return top.run(
-        control, once=options.json or not _is_terminal(), style=top.Style(table, _clean, _colours()),
-        show=lambda rows: _json(options, rows), quiet=options.quiet,
+        control, once=options.json or not is_terminal(), style=top.Style(table, clean, colours()),
+        show=lambda rows: print_json(options, rows), quiet=options.quiet,
     )  # fmt: skip
 
 
@@ -715,16 +398,16 @@ def _shutdown(options: argparse.Namespace, control: Control) -> int:
 
             select.select([keeper], [], [], 5.0)  # it exits right after that
             os.close(keeper)
-    if not _json(options, {"services": reply["services"], "stopped": not options.no_wait}):
-        _say(options, ["superd is stopping" if options.no_wait else "superd has stopped"])
+    if not print_json(options, {"services": reply["services"], "stopped": not options.no_wait}):
+        say(options, ["superd is stopping" if options.no_wait else "superd has stopped"])
     return OK
 
 
 def _upgrade(options: argparse.Namespace, control: Control) -> int:
     reply = control.call("Upgrade")
     if not reply["ok"]:
-        if not _json(options, reply):
-            _complain(f"cannot upgrade superd {reply['was']}: {reply['why']}; it goes on as it is")
+        if not print_json(options, reply):
+            complain(f"cannot upgrade superd {reply['was']}: {reply['why']}; it goes on as it is")
         return FAILED
     control.wait_closed()
     anew = Control(options.socket, options.timeout if options.timeout is not None else _TAKE_OVER_S)
@@ -733,11 +416,11 @@ def _upgrade(options: argparse.Namespace, control: Control) -> int:
     finally:
         anew.close()
     well = version == reply["version"]
-    if not _json(options, {**reply, "ok": well, "version": version}):
+    if not print_json(options, {**reply, "ok": well, "version": version}):
         if well:
-            _say(options, [f"superd {_clean(version)} has taken over from {_clean(reply['was'])}"])
+            say(options, [f"superd {clean(version)} has taken over from {clean(reply['was'])}"])
         else:
-            _complain(f"superd is still {version}; `superctl logs` may say why")
+            complain(f"superd is still {version}; `superctl logs` may say why")
     return OK if well else FAILED
 
 
@@ -973,7 +656,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"superctl {name}", description=COMMANDS[name].help.capitalize() + ".", allow_abbrev=False,
         # With a width it does not import shutil, only to find one.
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=min((_columns() or 80) - 2, 120)),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=min((terminal_columns() or 80) - 2, 120)),
     )  # fmt: skip
     COMMANDS[name].arguments(parser)
     _global_options(parser, short_socket=name != "kill")
@@ -1127,7 +810,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except Failure as failure:
         for at, line in enumerate(str(failure).splitlines()):
-            print(_clean(line) if at else f"superctl: {_clean(line)}", file=sys.stderr)
+            print(clean(line) if at else f"superctl: {clean(line)}", file=sys.stderr)
         return failure.code
     except OSError as error:  # of the output: a full disk, most likely
         print(f"superctl: cannot write the result: {error.strerror}", file=sys.stderr)

@@ -16,7 +16,7 @@ from superd.core.address import parse_address
 from superd.core.keys import BY_TABLE
 from superd.core.kinds import NAME
 from superd.core.machine import Machine
-from superd.core.toml import format_document, format_pair
+from superd.core.toml import format_document
 
 # "note": superd does it in a way of its own; "warning": it is not carried over; "security": and it was a protection.
 Level = Literal["note", "warning", "security"]
@@ -101,7 +101,6 @@ class Draft:
         self.where: dict[str, Place] = {}
         self.sockets: list[dict[str, Any]] = []
         self.notes: list[Note] = []
-        self.waiting: list[str] = []  # lines of keys that this superd does not support yet
 
     def say(self, level: Level, text: str, place: Place | None = None) -> None:
         note = Note(place or self.place, level, text)
@@ -178,10 +177,6 @@ class Draft:
         key = BY_TABLE[table or "service"][inner]
         value, place = self.values[name], self.where[name]
         level: Level = "security" if table in ("access", "sandbox") else "warning"
-        if not key.supported or (table and not BY_TABLE["service"][table].supported):
-            self.waiting.append(format_pair(inner, value) if not table else f"{table}.{format_pair(inner, value)}")
-            self.say(level, f"not carried over: this superd does not support `{name}` yet", place)
-            return None
         if table == "access" and run == "on-demand" and (why := self._unguarded(value)):
             self.say(level, f"not carried over: `{name}`: {why}", place)
             return None
@@ -209,10 +204,7 @@ class Draft:
         for name, key in BY_TABLE["socket"].items():
             if name not in socket or (key.modes and scheme not in key.modes):
                 continue  # elsewhere, too, it had no effect on such a socket
-            if not key.supported:
-                self.waiting.append(f"socket.{format_pair(name, socket[name])}")
-                self.lost(f"this superd does not support `{name}` of sockets yet")
-            elif socket[name] != key.default and (name, socket[name]) != ("name", self.name):
+            if socket[name] != key.default and (name, socket[name]) != ("name", self.name):
                 found[name] = socket[name]
         return found
 
@@ -227,14 +219,14 @@ class Imported:
 
 
 def finish(drafts: list[Draft]) -> list[Imported]:
-    """What is not carried over stands above the keys; a key that waits for support can be taken out of its comment."""
+    """What is not carried over stands above the keys."""
     unique_names(drafts)
     done = []
     for draft in drafts:
         table = draft.table()
         header = [f"From {draft.place}."]
         header += [f"{note.place}: {note.text}" for note in draft.notes if note.level != "note"]
-        text = format_document(table, header=[*header, *draft.waiting])
+        text = format_document(table, header=header)
         done.append(Imported(draft.name, text, tuple(draft.notes)))
     return done
 

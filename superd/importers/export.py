@@ -167,6 +167,8 @@ class _Export:
             self.lost.append(f"multicast of {address}")
         if socket.proxy_protocol:
             self.lost.append(f"proxy_protocol of {address}")
+        if socket.tls:
+            self.lost.append(f"tls of {address}")
 
     # -- the service
 
@@ -306,9 +308,7 @@ class _Export:
             if paths:
                 yield f"{key}={' '.join(map(quote, paths))}"
         for name, soft, hard in context.rlimits:
-            if hard is None:
-                self.lost.append(f"rlimit.{name}: systemd sets the hard limit as well")
-            yield f"Limit{name.upper()}={_limit(soft)}:{_limit(soft if hard is None else hard)}"
+            yield f"Limit{name.upper()}={_limit(soft)}:{_limit(hard)}"
         if context.nice is not None:
             yield f"Nice={context.nice}"
         if context.ioprio is not None:

@@ -502,14 +502,14 @@ def _program(draft: Draft, entry: Entry, job: Job) -> bool:
 
 
 def internal(draft: Draft, name: str, place: Place) -> bool:
-    """`builtin`, if this superd has them: without one there is nothing that could run."""
+    """`builtin`, if superd has it: without one there is nothing that could run."""
     key = BY_TABLE["service"]["builtin"]
     if name == "chargen" and draft.schemes[0].startswith("udp"):
         draft.lost(
             "chargen (internal) over UDP: it would answer with more than it was sent, to any forged address", place
         )
         return False
-    if name not in key.choices or not key.supported:
+    if name not in key.choices:
         has = "superd has no such built-in service"
         draft.lost(f"{name} (internal): {has}", place)
         return False

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from superd.importers.draft import FormatError, Place
 
-SUFFIXES = (".socket", ".service")
-
 
 @dataclass(slots=True)
 class Unit:

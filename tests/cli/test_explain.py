@@ -50,14 +50,13 @@ def test_every_key(key: Key, capsys: pytest.CaptureFixture[str]) -> None:
     name = key.name if key.table == "service" else f"{key.table}.{key.name}"
     (row,) = [row for row in rows(capsys, name) if row.get("table") == key.table]
     assert row["name"] == name and key.sentence in row["text"] and row["takes"] and row["change"]
-    assert ("not supported yet" in row["text"]) == (not key.supported)
     for word in key.choices:
         assert f'"{word}"' in row["takes"]
 
 
 @pytest.mark.parametrize(
     "key",
-    [k for k in KEYS if k.supported and not k.kind.startswith("table")],
+    [k for k in KEYS if not k.kind.startswith("table")],
     ids=lambda key: f"{key.table}.{key.name}",
 )
 def test_the_example_of_a_key_is_a_right_value(key: Key) -> None:
@@ -69,6 +68,7 @@ def test_the_example_of_a_key_is_a_right_value(key: Key) -> None:
         "service": line + (CAT if key.name != "command" else ""),
         "socket": f'{CAT}[[socket]]\nlisten = "{listen}"\n' + (line if key.name != "listen" else ""),
         "keep_alive": f'{CAT}[[socket]]\nlisten = "tcp:7"\n[socket.keep_alive]\n{line}',
+        "tls": f'{CAT}[[socket]]\nlisten = "tcp:7"\n[socket.tls]\n{line}',
         "limits": f"{BOTH}[limits]\n{line}",
         "access": f"{BOTH}[access]\n{line}",
         "superd": "",
@@ -135,11 +135,11 @@ def test_other_words(word: str, said: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     found = explain(capsys, "--list")
-    assert len(found.splitlines()) == sum(key.supported for key in KEYS) + sum(
+    assert len(found.splitlines()) == len(KEYS) + sum(
         map(len, (explanations.STATES, explanations.PROBLEMS, explanations.EXIT_STATUSES))
     )
     names = {line[13:].partition(" ")[0] for line in found.splitlines() if line.startswith("key ")}
-    assert names == {key.name if key.table == "service" else f"{key.table}.{key.name}" for key in KEYS if key.supported}
+    assert names == {key.name if key.table == "service" else f"{key.table}.{key.name}" for key in KEYS}
     explain(capsys, code=2)
     explain(capsys, "--list", "rate", code=2)
 

@@ -24,7 +24,6 @@ from loading import FakeMachine, load_all, sources
 from superd.cli import superctl
 from superd.core import effective
 from superd.core.effective import BUILT_IN, Entry
-from superd.core.keys import BY_TABLE
 from superd.core.schema import SourceFile
 from superd.core.spec import ServiceSpec
 from superd.core.toml import format_key, format_value
@@ -299,7 +298,7 @@ def test_in_force_is_what_superd_has_read(superd: Superd) -> None:
     superd.write("other", toml(listen="unix:s", command=["/bin/cat"]))
     superd.write("second", toml(listen="unix:s", command=["/bin/cat"]))
     superd.garbage_expected = True
-    superd.write_daemon("watch = false\n" if BY_TABLE["superd"]["watch"].supported else "")
+    superd.write_daemon("watch = false\n")
     superd.start()
     superd.call("List")
     path.write_text("something else")

@@ -22,7 +22,9 @@ import pytest
 from forked import in_child
 from harness import PYTHON, TIMEOUT_S, Superd, read_all, toml, wait_gone
 
-from superd.cli import superctl
+from superd.cli import output, superctl
+from superd.cli.client import Control
+from superd.cli.output import table
 from superd.core import varlink
 
 OFFLINE = [row[0] for row in superctl._OFFLINE]
@@ -233,7 +235,7 @@ def test_a_socket_that_may_not_be_used_is_77() -> None:
             def connect() -> list[Any]:
                 os.setuid(65534)
                 try:
-                    superctl.Control(path, TIMEOUT_S).close()
+                    Control(path, TIMEOUT_S).close()
                 except superctl.Failure as failure:
                     return [failure.code, str(failure)]
                 return []
@@ -264,9 +266,9 @@ def test_it_starts_fast() -> None:
 
 
 def render(monkeypatch: pytest.MonkeyPatch, columns: int | None, rows: list[tuple[str, ...]]) -> list[str]:
-    monkeypatch.setattr(superctl, "_columns", lambda: columns)
-    monkeypatch.setattr(superctl, "_colours", lambda: False)
-    return list(superctl.table(("service", "state", "pid", "note"), rows, right=("pid",)))
+    monkeypatch.setattr(output, "terminal_columns", lambda: columns)
+    monkeypatch.setattr(output, "colours", lambda: False)
+    return list(table(("service", "state", "pid", "note"), rows, right=("pid",)))
 
 
 def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,7 +527,7 @@ def test_two_superds_at_one_path(running: Superd) -> None:  # D14
 
 
 def test_introspection(running: Superd) -> None:
-    with closing(superctl.Control(running.control, TIMEOUT_S)) as control:
+    with closing(Control(running.control, TIMEOUT_S)) as control:
         control._send(varlink.pack_call("org.varlink.service.GetInfo", {}))
         assert "io.superd.Control" in control._receive()[0]["interfaces"]
 
@@ -551,15 +553,15 @@ def test_a_flood_of_clients_that_are_killed(running: Superd) -> None:  # J6, J7
 
 
 def test_a_long_name_hides_no_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(superctl, "_columns", lambda: 80)
+    monkeypatch.setattr(output, "terminal_columns", lambda: 80)
     head = ("service", "state", "for", "pid", "now", "total", "restarts", "listen", "note")
     name = "a-service-with-a-rather-long-name-number-007"
     rows = [[name, "listening", "1s", "4711", "0", "0", "0", "tcp:127.0.0.1:39491", ""]]
-    lines = list(superctl.table(head, rows, right=("for", "pid", "now", "total", "restarts")))
+    lines = list(table(head, rows, right=("for", "pid", "now", "total", "restarts")))
     assert max(map(len, lines)) <= 80
     assert re.fullmatch(r"a-serv\S+…\S+007  listening +1s  4711 +0 +0 +0  tcp:127.0.0.1:39491", lines[1]), lines
-    monkeypatch.setattr(superctl, "_columns", lambda: None)
-    assert name in list(superctl.table(head, rows))[1]
+    monkeypatch.setattr(output, "terminal_columns", lambda: None)
+    assert name in list(table(head, rows))[1]
 
 
 def test_the_keys_of_json_are_those_of_the_manual(running: Superd) -> None:

@@ -65,6 +65,12 @@ class Anywhere:
     def lacks_controller(self, name: str) -> str | None:
         return None
 
+    def unreadable(self, path: str) -> str | None:
+        return None
+
+    def exposed(self, path: str) -> str | None:
+        return None
+
     def untrusted(self, path: str, owners: frozenset[int]) -> str | None:
         return None
 

@@ -234,7 +234,7 @@ def test_relations_come_back() -> None:
         ({"run": "always-on", "ready": "fd:9"}, 'ready = "fd:9"'), ({"stderr": "inherit"}, "inherit"),
         ({"run": "on-demand", "fd_protocols": ["systemd", "upstart"]}, "fd_protocols"),
         ({"groups": []}, "groups"), ({"access": {"allow": ["10.0.0.0/8"]}}, "[access]"),
-        ({"kill_mode": "group"}, "kill_mode"), ({"rlimit": {"nofile": 5}}, "rlimit.nofile"),
+        ({"kill_mode": "group"}, "kill_mode"),
         ({"run": "always-on", "restart_delay_max": "2m"}, "restart_delay_max"),
         ({"pass_environment": ["*"]}, "pass_environment"),
     ],

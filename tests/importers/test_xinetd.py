@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from importers.material import bring, specs
 
-from superd.core.keys import BY_TABLE
 from superd.importers.xinetd import access_networks
 
 
@@ -106,16 +104,6 @@ def test_defaults_and_includedir() -> None:
     assert result.said("log_on_success = USERID")
     assert tables["finger"]["access"] == {"allow": ["192.168.1.7", "192.168.1.9"]}
     assert tables["rsync"]["access"] == {"allow": ["10.0.0.0/8"]}
-
-
-def test_a_key_that_waits_for_support(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a comment that can be taken away, and it is said: loudly, where it protects."""
-    key = BY_TABLE["service"]["access"]
-    monkeypatch.setitem(BY_TABLE["service"], "access", replace(key, supported=False))
-    result = bring({"/x": block("only_from = 192.168.1.{7,9}")})
-    assert '\n# access.allow = ["192.168.1.7", "192.168.1.9"]\n' in result.texts["rsync"]
-    assert "access" not in result.table
-    assert result.said("/x:7: security: not carried over: this superd does not support `access.allow` yet")
 
 
 def test_access_that_superd_cannot_keep() -> None:
