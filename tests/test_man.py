@@ -25,11 +25,7 @@ SUPERD8 = (ROOT / "man" / "superd.8").read_text()
 SUPERCTL1 = (ROOT / "man" / "superctl.1").read_text()
 
 # Heading of superd.toml(5) -> table of core/keys.py, of those in which there is something.
-TABLES = {
-    heading: table
-    for table, (heading, _) in HEADINGS.items()
-    if table not in keys.BY_TABLE["service"] or keys.BY_TABLE["service"][table].supported
-}
+TABLES = {heading: table for table, (heading, _) in HEADINGS.items()}
 # These stand in superd.toml(5) under a heading of their own, not in a list.
 HEADED = {"socket", "limits", "access", "rlimit", "scheduling", "cgroup", "sandbox", "health", "proxy", "defaults"}
 
@@ -50,7 +46,7 @@ def test_the_key_sections_are_those_of_the_table() -> None:
 def test_every_key_has_its_text_once(table: str) -> None:
     named = [name for names, _ in TEXTS[table] for name in names.split()]
     assert len(named) == len(set(named)) and set(named) <= set(keys.BY_TABLE[table])
-    left = {name for name, key in keys.BY_TABLE[table].items() if key.supported} - set(named) - HEADED
+    left = keys.BY_TABLE[table].keys() - set(named) - HEADED
     assert left == set(), "write what they mean into superd/core/key_texts.py"
 
 
@@ -110,15 +106,14 @@ def test_headings() -> None:
 
 @pytest.mark.parametrize("heading", TABLES)
 def test_every_key_that_exists_is_documented_and_no_other(heading: str) -> None:
-    supported = {name for name, key in keys.BY_TABLE[TABLES[heading]].items() if key.supported} - HEADED
-    assert sorted(DOCUMENTED[heading]) == sorted(supported)
+    assert sorted(DOCUMENTED[heading]) == sorted(keys.BY_TABLE[TABLES[heading]].keys() - HEADED)
 
 
 def test_whole_tables() -> None:
     """Tables have a heading exactly if there is something in them."""
     for name, key in {**keys.BY_TABLE["service"], **keys.BY_TABLE["superd"]}.items():
         if key.kind in ("table", "tables"):
-            assert bool(re.search(rf"^\.Ss The \[+{name}\]+ table", TOML5, re.M)) == key.supported, name
+            assert re.search(rf"^\.Ss The \[+{name}\]+ table", TOML5, re.M), name
 
 
 @pytest.mark.parametrize("heading", TABLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,3 +125,34 @@ def test_configuration_in_force_outlives_the_manager(superd: Superd) -> None:
     assert [row["name"] for row in superd.call("List")["services"]] == ["a"]
     assert superd.address("a") == address
     assert ask(superd.connect("a"), b"x") == b"x"
+
+
+def test_how_long_a_file_has_been_wrong(superd: Superd) -> None:
+    """`for` is the time of the error: a file that is dropped in a day after the start has not been wrong for a day."""
+    superd.garbage_expected = True
+    superd.write("first", "")
+    superd.start("--no-watch")
+    superd.write("second", "")
+    superd.call("Reload")
+    first, second = superd.status("first"), superd.status("second")
+    assert first["state"] == second["state"] == "bad config"
+    assert first["for"] > second["for"] and first["since"] < second["since"]
+    superd.call("Reload")
+    assert superd.status("second")["since"] == second["since"], "the same error as before"
+
+
+@pytest.mark.parametrize("verb", ["Start", "Restart"])
+def test_program_that_is_installed_later(superd: Superd, verb: str) -> None:
+    """Who has installed what the message says is missing, and starts the service, does not hear it again. What its file
+    says is not looked at: nobody has asked for that."""
+    superd.garbage_expected = True
+    room = superd.room("opt")
+    superd.write("late", toml(listen="tcp:127.0.0.1:0", command=[str(room / "cat")]))
+    superd.start("--no-watch")
+    assert superd.status("late")["state"] == "bad config"
+    result = superd.call(verb, names=["late"])["results"][0]
+    assert not result["ok"] and "there is no program" in result["note"]
+    shutil.copy("/bin/cat", room / "cat")
+    superd.write("late", "listen = 1")
+    assert superd.call(verb, names=["late"])["results"][0]["ok"]
+    assert ask(superd.connect("late"), b"x") == b"x"

@@ -52,6 +52,7 @@ def check_service_contract(superd: Superd, run: str, pass_: str) -> None:
     assert (facts["cwd"], facts["umask"], facts["privileges"]) == ("/", "0022", "1")  # E18 E19 E23
     assert facts["uid"] == (os.geteuid() or 65534)  # E10
     assert environment["SUPERD_SERVICE"] == "s"
+    assert re.fullmatch("[0-9a-f]{32}", environment["INVOCATION_ID"])
     listen = {name: value for name, value in environment.items() if name.startswith("LISTEN_")}
     listen.pop("LISTEN_PIDFDID", None)
     if pass_ == "stdio":

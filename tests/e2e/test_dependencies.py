@@ -213,6 +213,7 @@ def test_conflicts(superd: Superd, program: str) -> None:
     superd.wait_for("one", "ready")
     row = superd.status("two")
     assert (row["state"], row["note"]) == ("stopped", "stopped: conflicts with 'one'")
+    superd.wait_record(event="start", service="one")
     mark = superd.mark()
     assert superd.call("Start", names=["two"])["results"][0]["ok"]
     rows = [
@@ -286,7 +287,7 @@ def test_manager_is_killed_between_two_stops(superd: Superd, program: str, verb:
     service(superd, program, "db")
     service(superd, program, "web", "deaf", requires=["db"], stop_timeout="1s")
     superd.start()
-    superd.wait_for("web", "ready")
+    superd.wait_record(event="ready", service="web")
     mark = superd.mark()
     superd.call(verb, names=["db"], wait=False)
     eventually(lambda: superd.status("web")["state"], "stopping")

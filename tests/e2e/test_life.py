@@ -420,8 +420,10 @@ def test_stopping_an_essential_service_is_a_wish(superd: Superd) -> None:
 def test_manager_killed_while_an_essential_end_stops_everything(superd: Superd, room: Path) -> None:
     """What was begun is finished by the next manager, with the same status."""
     superd.garbage_expected = True
-    superd.write("s", toml(run="always-on", restart="no", essential=True, command=["/bin/sh", "-c", "read x; exit 6"]))
-    slow = sh("slow", "trap 'while [ ! -e gate ]; do sleep 0.02; done; exit' TERM; while :; do sleep 0.02; done")
+    brief = ["/bin/sh", "-c", f"while [ ! -e {room}/up ]; do sleep 0.02; done; exit 6"]
+    superd.write("s", toml(run="always-on", restart="no", essential=True, command=brief))
+    code = "trap 'while [ ! -e gate ]; do sleep 0.02; done; exit' TERM; touch up; while :; do sleep 0.02; done"
+    slow = sh("slow", code)
     service(superd, room, "slow", command=slow)
     superd.start()
     superd.wait_record(message="stopping")
@@ -486,8 +488,10 @@ def test_stop_during_backoff(superd: Superd, room: Path) -> None:  # G13
     service(superd, room, restart="always", restart_delay="30s", command=["/bin/false"])
     superd.start()
     superd.wait_record(service="s", message=re.compile("trying again in"))
-    assert superd.status("s")["state"] == "backoff"
+    row = superd.status("s")
+    assert row["state"] == "backoff" and "trying again in" in row["note"]
     assert superd.call("Stop", names=["s"])["results"][0]["state"] == "stopped"
+    assert superd.status("s")["note"] == "", "it is not tried again"
 
 
 def test_backoff_outlives_the_manager(superd: Superd, room: Path) -> None:  # G14

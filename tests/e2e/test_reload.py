@@ -558,6 +558,8 @@ def test_manager_dies_among_reloads(superd: Superd) -> None:
     start(superd)
     fds: list[str] = []
     with superd.connect("b") as session:
+        session.sendall(b"x")
+        assert session.recv(1) == b"x"
         for number in range(1, 6):
             superd.write("a", echo(str(number)))
             superd.write(f"n{number % 2}", toml(listen=f"unix:{superd.dir}/n.sock", command=["/bin/cat"]))
@@ -718,3 +720,22 @@ def test_many_reloads(superd: Superd, reloads: int) -> None:  # G16 K7 K8 K9
         assert ask(session, b"still here") == b"still here"
     assert grown < 2048
     eventually(keepers, fds)
+
+
+def test_what_a_removed_service_still_has_can_be_ended(superd: Superd) -> None:
+    """A process that never ends by itself, and whose file has gone, is shown and can be told to go."""
+    path = superd.write("cat", toml(listen="tcp:127.0.0.1:0", command=["/bin/cat"]))
+    superd.start("--no-watch")
+    with superd.connect("cat") as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        path.unlink()
+        superd.call("Reload")
+        assert superd.status("cat")["state"] == "stopping"
+        for names in ({}, {"names": ["cat"]}):
+            (row,) = superd.call("Connections", **names)["connections"]
+            assert (row["service"], row["peer"]) == ("cat", "{}:{}".format(*client.getsockname()))
+        result = superd.call("Kill", names=["cat"], signal="KILL")["results"][0]
+        assert (result["ok"], result["state"], result["pid"]) == (True, "stopping", row["pid"])
+        assert client.recv(1) == b""
+    eventually(lambda: [one["name"] for one in superd.call("List")["services"]], [])

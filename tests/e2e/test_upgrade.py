@@ -249,6 +249,7 @@ def test_as_pid_1(superd: Installed, root: None) -> None:
         assert client.recv(100) == b"still here"
     eventually(lambda: superd.status("echo")["now"], 0)
     superd.call("Restart", names=["once"])
+    eventually(lambda: len(superd.services()), 1)  # the orphan sleeps a little longer than its connection lives
     for pid in (superd.pid, superd.manager, *superd.services()):
         masks = dict(re.findall(r"^(Sig\w+):\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M))
         assert int(masks["SigBlk"], 16) == 0
