@@ -38,10 +38,11 @@ The map. Imports point down only (tests/test_layering.py holds that):
     keeper.py   role one: the process that is started; standard library only
     spawner.py  role two: starts children in one execution context; standard library only
     handler.py  a Python handler inside a spawner: imported once, forked for each connection
-    system/     system calls, sync, one concern per file, siblings do not import each other: sockets, queues (who
-                waits in theirs), usage (whether anybody uses them), holders (who has a port), fdpass, notify, syslog,
-                children, context, process, resources, terminal, tree (what is below a process), cgroup, configdir,
-                inotify, newfile, succession (what a process leaves to itself across execve)
+    system/     system calls, sync, one concern per file, siblings do not import each other: sockets, peers (who
+                has connected), queues (who waits in theirs), usage (whether anybody uses them), holders (who has a
+                port), fdpass, notify, syslog, children, context, process, resources, terminal, tree (what is below a
+                process), cgroup, configdir, inotify, newfile, succession (what a process leaves to itself across
+                execve)
     core/       values and rules: no I/O, no clock
         keys.py         the table of all keys; document.py, kinds.py, reader.py, schema.py: files -> specs and problems,
                         by it; collision.py: sockets that exclude each other

@@ -24,7 +24,6 @@ import resource
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -34,7 +33,7 @@ from superd.core import messages, plan
 from superd.core.messages import EXITED, FAILED, STAGES, STARTED, pack_record
 from superd.core.plan import Program
 from superd.core.spec import Context
-from superd.system import cgroup, children, context, fdpass, process
+from superd.system import cgroup, children, context, fdpass, peers, process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +44,6 @@ _LINGER_MS = 2
 _REPORTS_AT_ONCE, _REPORTS_PER_PACKET = 6, 64
 _FORKS_AT_ONCE = 16
 _TCP_FACTS = 5  # in an order whose listener has one address
-_CREDENTIALS = struct.Struct("iII")  # struct ucred
 _OF_EACH_CHILD = ("cpu", "as", "data", "stack", "fsize", "nofile")
 
 Limit = tuple[str, int, int]
@@ -379,15 +377,13 @@ def connection_facts(fd: int, peer: bytes) -> tuple[dict[str, str], str]:
         facts["local"], facts["local_port"] = local
         return plan.connection_environment("tcp", facts), text
     try:
-        with _Borrowed(fileno=fd) as sock:
+        with peers.Borrowed(fileno=fd) as sock:
             if sock.family == socket.AF_UNIX:
-                return plan.connection_environment("unix", _unix_facts(sock, facts)), facts["text"]
+                facts |= peers.unix_facts(sock)
+                return plan.connection_environment("unix", facts), facts["text"]
             if sock.family == socket.AF_VSOCK:
                 return plan.connection_environment("vsock", facts), f"vsock:{text}"
-            address, local_port = sock.getsockname()[:2]
-            # An IPv4 client of a dual-stack listener (A8).
-            facts["local"] = address.removeprefix("::ffff:") if "." in address else address
-            facts["local_port"] = str(local_port)
+            facts["local"], facts["local_port"] = peers.local_address(sock)
     except OSError:
         pass  # the client has gone: the service starts all the same, and sees EOF
     return plan.connection_environment("tcp", facts), text
@@ -411,25 +407,6 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-class _Borrowed(socket.socket):
-    """A socket object around an fd that stays its owner's."""
-
-    def __exit__(self, *_: object) -> None:
-        self.detach()
-
-
-def _unix_facts(sock: socket.socket, facts: dict[str, str]) -> dict[str, str]:
-    """SO_PEERCRED as of connect(2), and the peer's own name where it has a printable one."""
-    pid, uid, gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    facts |= {"uid": str(uid), "gid": str(gid), "pid": str(pid), "text": f"pid {pid} uid {uid}"}
-    with contextlib.suppress(OSError):
-        name = sock.getpeername()
-        path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) and name else name
-        if isinstance(path, str) and path and path.isprintable():
-            facts["path"] = path
-    return facts
 
 
 def _facts(init: int, served: Handler | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import trio
 
 from superd.core.access import Client, Decision, Rules, normalised
 from superd.core.spec import Access
-from superd.system import sockets
+from superd.system import peers
 
 _LOOKUP_S = 5.0
 _KEPT_S, _UNKNOWN_S = 60.0, 10.0  # how long what the name servers said is believed
@@ -91,7 +91,7 @@ class Door:
         if host:
             return self.client_at(host)
         try:
-            _, uid, gid = sockets.peer_credentials(fd)
+            _, uid, gid = peers.credentials(fd)
         except OSError:
             return Client()
         return Client(uid=uid, groups=frozenset({gid, *peer_groups(fd)}))

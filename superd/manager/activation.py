@@ -34,7 +34,7 @@ from superd.manager.logs import OutputReader
 from superd.manager.service import Service, explain_start
 from superd.manager.spawners import Pool, Spawner
 from superd.manager.watch import Timer
-from superd.system import sockets, tree
+from superd.system import peers, sockets, tree
 
 if TYPE_CHECKING:
     import trio
@@ -783,14 +783,14 @@ def peer_text(fd: int, host: str | int, raw: Any) -> str:
 
 def local_of(fd: int) -> bytes:
     """As Listener.local; of a TCP connection."""
-    with socket.socket(fileno=os.dup(fd)) as client:
-        host, port = client.getsockname()[:2]
-    return f"\0{host.removeprefix('::ffff:') if '.' in host else host}\0{port}".encode()
+    with peers.Borrowed(fileno=fd) as client:
+        host, port = peers.local_address(client)
+    return f"\0{host}\0{port}".encode()
 
 
 def _unix_peer_text(fd: int) -> str:
     try:
-        pid, uid, _ = sockets.peer_credentials(fd)
+        pid, uid, _ = peers.credentials(fd)
     except OSError:
         return "unix"
     return f"pid {pid} uid {uid}"

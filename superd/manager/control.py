@@ -28,7 +28,7 @@ from superd.core.interface import INTERFACES, PREFIX
 from superd.core.spec import Address, SocketSpec
 from superd.core.varlink import Call, VarlinkError, invalid_parameter
 from superd.manager import access, environment, orders, queries
-from superd.system import holders, sockets
+from superd.system import holders, peers, sockets
 
 if TYPE_CHECKING:
     from superd.manager.supervisor import Supervisor
@@ -186,7 +186,7 @@ class ControlServer:
         """The client, or None: refused and closed, without a task or a wait."""
         refusal: VarlinkError | None = None
         try:
-            pid, uid, gid = sockets.peer_credentials(conn.fileno())
+            pid, uid, gid = peers.credentials(conn.fileno())
             rights = self._rights(conn.fileno(), uid, gid)
             if rights is None:
                 refusal = VarlinkError(f"{varlink.SERVICE}.PermissionDenied")

@@ -25,7 +25,7 @@ from superd.core.spec import Tls
 from superd.manager.activation import local_of, peer_text
 from superd.manager.proxy import carry
 from superd.manager.watch import READ, WRITE, Timer
-from superd.system import configdir, sockets
+from superd.system import configdir, peers
 
 if TYPE_CHECKING:
     from superd.manager.activation import ConnectionService
@@ -520,15 +520,9 @@ def _subject(names: Any) -> str:
 
 
 def _unix_facts(fd: int) -> dict[str, str]:
-    """What a spawner would ask the client's socket, which it does not get (spawner.connection_facts)."""
+    """What a spawner would ask the client's socket, which it does not get."""
     try:
-        pid, uid, gid = sockets.peer_credentials(fd)
-        with socket.socket(fileno=os.dup(fd)) as sock:
-            name = sock.getpeername()
+        with peers.Borrowed(fileno=fd) as sock:
+            return peers.unix_facts(sock)
     except OSError:
         return {"text": "unix"}  # it has gone
-    facts = {"uid": str(uid), "gid": str(gid), "pid": str(pid), "text": f"pid {pid} uid {uid}"}
-    path = "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) and name else name
-    if isinstance(path, str) and path and path.isprintable():
-        facts["path"] = path
-    return facts

@@ -844,14 +844,6 @@ def describe_listener(fd: int) -> Address | None:
 # What arrives, and the state of a listener
 
 
-def peer_credentials(fd: int) -> tuple[int, int, int]:
-    """pid, uid and gid of a UNIX client at the time of its connect(2) (SO_PEERCRED, unix(7)). pid 0: not in our
-    namespace."""
-    with _borrow(fd) as sock:
-        pid, uid, gid = struct.unpack("@3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid, uid & 0xFFFFFFFF, gid & 0xFFFFFFFF
-
-
 def datagram_sender(fd: int) -> str | None:
     """Who sent the first datagram in the queue, an address as text; it stays there. None: there is none."""
     try:

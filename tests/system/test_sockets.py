@@ -27,7 +27,7 @@ from forked import in_child
 
 from superd.core.spec import Address, KeepAlive, SocketSpec
 from superd.manager.activation import host_of
-from superd.system import holders, sockets
+from superd.system import holders, peers, sockets
 from superd.system.sockets import BindError, Bound
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -1010,7 +1010,7 @@ def test_unix_client(tmp_path: Path) -> None:
         client.connect(str(tmp_path / "a"))
         conn, _ = sock.accept()
         with conn:
-            assert sockets.peer_credentials(conn.fileno()) == (os.getpid(), os.geteuid(), os.getegid())
+            assert peers.credentials(conn.fileno()) == (os.getpid(), os.geteuid(), os.getegid())
 
 
 def test_client_that_is_gone() -> None:  # A5
