@@ -115,7 +115,7 @@ class Kinds:
         others = [home for home in BY_TABLE if home not in ("superd", "service", table)]
         homes = [home for home in others if name in BY_TABLE[home]]
         if homes and table == "service":
-            header = _header(homes[0])
+            header = _header_of(homes[0])
             self.wrong(path, "misplaced-key", f"`{said}` is a key of {header}", f"write it below {header}", key=True)
             return
         if table == "superd" and name in BY_TABLE["service"]:
@@ -130,7 +130,7 @@ class Kinds:
         close = close or [one for one in get_close_matches(lower[:100], places, 1, 0.85) if places[one] != table]
         close = close or get_close_matches(lower[:100], BY_TABLE[table], 1, 0.6)
         home = places.get(close[0], table) if close else table
-        label = f"did you mean `{close[0]}`{'' if home == table else f' of {_header(home)}'}?" if close else ""
+        label = f"did you mean `{close[0]}`{'' if home == table else f' of {_header_of(home)}'}?" if close else ""
         self.wrong(path, "unknown-key", f"unknown key `{said}`{where}", label, key=True)
 
     def convert(self, key: Key, value: Any) -> Any:
@@ -747,7 +747,7 @@ class Kinds:
         return found
 
 
-def _header(table: str) -> str:
+def _header_of(table: str) -> str:
     return {"socket": "[[socket]]", "keep_alive": "[socket.keep_alive]", "tls": "[socket.tls]"}.get(table, f"[{table}]")
 
 

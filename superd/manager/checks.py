@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -219,23 +220,17 @@ async def _dial(targets: list[Target]) -> trio.socket.SocketType:
     failed: OSError | None = None
     for family, kind, where in targets:
         try:
-            sock = trio.socket.socket(family, kind)
-        except OSError as error:  # no IPv6 here
-            failed = failed or error
-            continue
-        try:
-            await sock.connect(where)
-            # Two ways to be connected to nobody: a TCP port in the range that the kernel chooses from may be its own
-            # other end (simultaneous open), and a UNIX socket whose queue is full says EAGAIN, which trio takes for
-            # EINPROGRESS.
-            if sock.getpeername() != sock.getsockname():
+            with contextlib.ExitStack() as own:
+                sock = own.enter_context(trio.socket.socket(family, kind))  # OSError: no IPv6 here
+                await sock.connect(where)
+                # Two ways to be connected to nobody: a TCP port in the range that the kernel chooses from may be its
+                # own other end (simultaneous open), and a UNIX socket whose queue is full says EAGAIN, which trio
+                # takes for EINPROGRESS.
+                if sock.getpeername() == sock.getsockname():
+                    raise OSError(errno.ECONNREFUSED, "")
+                own.pop_all()
                 return sock
-            raise OSError(errno.ECONNREFUSED, "")
         except OSError as error:
-            sock.close()
             failed = failed or (OSError(errno.EAGAIN, "") if error.errno == errno.ENOTCONN else error)
-        except BaseException:
-            sock.close()
-            raise
     assert failed is not None, "no target"
     raise failed
