@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from superd.core.machine import FileFacts
-from superd.core.problems import Problem
+from superd.core.problems import Problem, format_problems
 from superd.core.schema import SourceFile, load
 from superd.core.spec import Snapshot
 
@@ -86,3 +86,15 @@ def load_all(
 ) -> tuple[Snapshot, list[Problem]]:
     machine = FakeMachine() if is_root else FakeMachine(uid=33, gid=33)
     return load(sources(files), machine=machine, environ=environ or {"PATH": "/usr/bin:/bin"}, is_root=is_root)
+
+
+def only_problem(text: str) -> str:
+    """The line of the one thing that is wrong with a service's file, without the file's name.
+
+    The command comes from a drop-in, so that the lines keep their numbers.
+    """
+    snapshot, problems = load_all({"git.toml": text, "git.toml.d/x.toml": 'command = "/bin/cat"\n'})
+    assert snapshot.services == {} and set(snapshot.broken) == {"git"}
+    found = format_problems(problems, "short").replace("conf.d/git.toml:", "").splitlines()
+    assert len(found) == 1, found
+    return found[0]

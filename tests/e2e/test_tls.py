@@ -24,6 +24,7 @@ from conftest import require
 from harness import PYTHON, TIMEOUT_S, Record, Superd, ask, eventually, fetch, open_fds, read_all, toml, wait_gone
 
 CAT = ["/bin/cat"]
+SAYS_BYE = ["/bin/sh", "-c", "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"]
 MEGABYTE = bytes(range(256)) * 4096
 V2, V3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 
@@ -681,8 +682,7 @@ def test_drain_lets_clients_finish(superd: Superd, pki: Pki) -> None:
 
 def test_stop(superd: Superd, pki: Pki) -> None:
     """Processes are told, what they say then still goes out, and the next client waits for the next start."""
-    script = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
-    secured(superd, pki, command=["/bin/sh", "-c", script])
+    secured(superd, pki, command=SAYS_BYE)
     superd.start()
     with connect(superd, pki) as client:
         assert client.recv() == b"ready\n"
@@ -694,9 +694,7 @@ def test_stop(superd: Superd, pki: Pki) -> None:
 
 
 def test_the_end_of_superd_says_the_end(superd: Superd, pki: Pki) -> None:
-    secured(
-        superd, pki, command=["/bin/sh", "-c", "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done"]
-    )
+    secured(superd, pki, command=SAYS_BYE)
     superd.start()
     with connect(superd, pki) as client:
         assert client.recv() == b"ready\n"
